@@ -45,7 +45,7 @@ class VGGFeatures(nn.Module):
     layers: names such as "relu1_2" or "conv4_1"; weights: "pretrained" (torchvision's file, from
     the torch hub cache or downloaded) or "random" (He initialisation, the same in every run);
     depth: 16 or 19. forward(x): (B, 3, H, W) in [0, 1] -> {name: (B, C, H', W')}; normalises
-    inside; gradients reach x, never the weights.
+    inside; gradients reach x, never the weights; at least float32, also under autocast.
     Raises ValueError for an unknown layer or a file that lacks one, OSError if there is no file.
     """
 
@@ -106,7 +106,8 @@ class VGGFeatures(nn.Module):
 
     def forward(self, x):
         self.features((x - self.mean) / self.std)
-        activations = {name: saved.features for name, saved in self.saved.items()}
+        activations = {name: saved.features.to(torch.promote_types(saved.features.dtype, x.dtype))
+                       for name, saved in self.saved.items()}
         for saved in self.saved.values():
             saved.features = None  # or the last batch's activations would stay in memory
         return activations

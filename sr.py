@@ -3,29 +3,24 @@
     python sr.py --data imagenet_sample                     train; ends in a table and a figure
     python sr.py --apply photo.jpg --init out/sr/pixel.pt   enlarge a photo
     python sr.py --test Set5 --init out/sr/pixel.pt         PSNR and SSIM by the field's protocol
-    python sr.py --scale 4 --init out/sr/pixel.pt           x4, starting from the x2 net
 
-A small net undoes a bicubic reduction: trained with a pixel loss (the best PSNR), then with a loss
-on VGG features (crisper, at a lower PSNR), as in fast.ai's lesson 14 of 2018. Papers: Johnson 2016
-(perceptual losses), Shi 2016 (PixelShuffle), Lim 2017 (EDSR).
+A small net undoes a bicubic reduction, first by a pixel loss (best PSNR), then by VGG features
+(crisper, lower PSNR): fast.ai's lesson 14. Johnson 2016, Shi 2016 (PixelShuffle), Lim 2017 (EDSR).
 @@MEASURED
 Simplified from the papers: EDSR's net, narrower and without its skip around all blocks; hundreds
 of JPEG photos for DIV2K; the feature loss refines a trained net instead of training one.
 """
 import argparse, copy, math, os, signal, time
 from functools import partial
-from itertools import product
 from pathlib import Path
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 from torch import distributed as dist, nn
 from torch.utils.data import DataLoader, Dataset
-
 from common import VGGFeatures, icnr_
-
+RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # by torchrun
 # %% 1. Settings
 def get_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0],
@@ -55,20 +50,16 @@ def get_args(argv=None):
     add("--weights", choices=("pretrained", "random"), default="pretrained", help="of the VGG")
     add("--match-histogram", action="store_true", help="with --apply: keep the photo's colours")
     args = parser.parse_args(argv, argparse.Namespace(script="sr", frozen=0))
-    least = dict(steps=1, feature_steps=0, batch_size=1, size=16, nf=1, blocks=1, lr=1e-9, tv=0,
-                 keep=1e-9, blur=0, seed=0, workers=0, eval_every=1)
-    for name, low in least.items():
-        if not getattr(args, name) >= low:
-            parser.error(f"--{name.replace('_', '-')} {getattr(args, name)} is below {low}")
-    if (args.apply or args.test) and not args.init:
-        parser.error("--apply and --test need --init CHECKPOINT")
+    for name, least in dict(steps=1, feature_steps=0, batch_size=1, size=32, nf=1, blocks=1, tv=0,
+                            lr=1e-9, keep=1e-9, blur=0, seed=0, workers=0, eval_every=1).items():
+        check(getattr(args, name) >= least, f"--{name.replace('_', '-')} takes {least} or more")
+    check(args.init or not (args.apply or args.test), "--apply and --test need --init CHECKPOINT")
     return args
 
 def check(condition, sentence):
     """End the run with a sentence instead of a traceback, where the user has to mend something."""
     if not condition:
         raise SystemExit(sentence)
-
 # %% 2. Data: photos or, where there are none, generated images
 CACHE = 2 * 2**30  # bytes of decoded photos that stay in memory
 def open_image(path):
@@ -77,8 +68,8 @@ def open_image(path):
         image = ImageOps.exif_transpose(Image.open(path))
         if image.mode.startswith("I"):  # 16-bit grey: Pillow's conversion would clip it at 255
             image = Image.fromarray((np.asarray(image) / 257).clip(0, 255).astype(np.uint8))
-        mode = "L" if image.mode in ("1", "L") else "RGB"
-        return image.convert("RGBA" if image.has_transparency_data else mode)
+        alpha, grey = image.has_transparency_data, image.mode in ("1", "L")
+        return image.convert("RGBA" if alpha else "L" if grey else "RGB")
     except Exception as error:  # every decoder of Pillow raises its own kinds
         raise SystemExit(f"cannot read {path} as an image ({error})") from None
 
@@ -95,18 +86,17 @@ def dead_leaves(rng, side):
         leaf += canvas * (rng.random() + 1j * rng.random())
         colour = hues[rng.integers(len(hues))] * rng.random()  # few hues, any brightness
         ImageDraw.Draw(image).polygon(leaf.view(float).tolist(), fill=tuple(colour.astype(int)))
-    # Some photos are soft. Trained on hard edges only, a net sharpens photos too much: -1 dB.
-    image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0, 2)))
+    image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0, 2)))  # many photos are soft
     return np.asarray(image.resize((side, side), Image.BOX))
 
-def load_photos(folder, size, keep=1.0, seed=0):
-    """A random fraction of the photos below a folder: [(path, (H, W, 3) uint8)], None for the array
-    once CACHE is full. All are decoded now: a bad one is met here, not an hour into training."""
+def load_photos(folder, size, keep=1.0, seed=0, room=CACHE):
+    """Photos below a folder, a random fraction: [(path, (H, W, 3) uint8, or None without room)].
+    Each is decoded now, so that a bad one is met here and not an hour into training."""
     if folder == "imagenet_sample" and not Path(folder).exists():
-        print(f"{folder} is not here: generated images take its place. To get it:\ngit clone --depth "
+        print(f"no {folder} here: generated images take its place. To get it:\ngit clone --depth "
               f"1 https://github.com/EliSchwartz/imagenet-sample-images {folder}")
-        return [(i, dead_leaves(np.random.default_rng([seed, i]), 256)) for i in range(400)]
-    photos, skipped, room, rng = [], [], CACHE, np.random.default_rng(seed)
+        return [(i, dead_leaves(np.random.default_rng([seed, i]), 256 + size)) for i in range(400)]
+    photos, skipped, rng = [], [], np.random.default_rng(seed)
     for path in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
         if rng.random() < keep:
             try:
@@ -117,13 +107,12 @@ def load_photos(folder, size, keep=1.0, seed=0):
             except SystemExit as sentence:
                 skipped.append(sentence)
     print(f"{folder}: {len(photos)} photos, {len(skipped)} files skipped", *skipped[:1], sep="; ")
-    check(photos, f"{folder} is not a folder that holds usable photos")
+    check(len(photos) > 1, f"{folder} holds {len(photos)} usable photos: name a folder with more")
     return photos
 
 def to_tensor(image):
     """(H, W, 3) uint8 array or RGB Pillow image -> (3, H, W) float in [0, 1]."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
-
 def to_image(x):
     """(3, H, W) in [0, 1] -> (H, W, 3) uint8 array, rounded and clipped."""
     return (x * 255).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
@@ -148,13 +137,11 @@ class Crops(Dataset):
         top, left = (rng.integers(side - self.size + 1) for side in photo.shape[:2])
         high = np.rot90(photo[top:top + self.size, left:left + self.size], rng.integers(4))
         return make_pair(high[:, ::rng.choice([-1, 1])], self.scale, self.blur)  # low turns along
-
 # %% 3. Model: EDSR at the lesson's size (Lim et al. 2017, figure 3)
 conv = partial(nn.Conv2d, kernel_size=3, padding=1)
 class ResBlock(nn.Sequential):
     def forward(self, x):  # x 0.1 steadies a deep sum (Lim 2017, 3.3); no BatchNorm: PSNR (3.1)
         return x + 0.1 * super().forward(x)
-
 class SrResnet(nn.Module):
     """(B, 3, H, W) in [0, 1] -> (B, 3, H * scale, W * scale), not clipped."""
     def __init__(self, scale, nf, blocks):
@@ -172,43 +159,37 @@ class SrResnet(nn.Module):
         """The baseline: Pillow's enlargement. Without antialias, torch has another kernel."""
         return F.interpolate(x, scale_factor=self.scale, mode="bicubic", antialias=True)
     def forward(self, x):
-        features = self.body(x)             # (B, nf, H, W): the work is done small
-        features = self.upsample(features)  # (B, nf, H * scale, W * scale)
-        # differs from the lesson: added to the bicubic enlargement, so that training starts at the
-        # baseline instead of at noise, and no weight is spent on copying the input.
+        features = self.upsample(self.body(x))  # (B, nf, H, W) -> (B, nf, H * scale, W * scale)
+        # differs from the lesson: added to bicubic, so that training starts there, not at noise
         return self.tail(features) + self.bicubic(x)
-
 # %% 4. Loss: match features, not only pixels (Johnson et al. 2016, eq. 2)
 FEATURE_WEIGHTS = {"relu1_2": 0.2, "relu2_2": 0.7, "relu3_3": 0.1}  # the lesson's
 def feature_distances(vgg, out, y):
-    """{layer: (B,)}, each image's ||F(out) - F(y)|| / ||F(y)|| in L1. out, y: (B, 3, H, W).
+    """(layers, B): each image's ||F(out) - F(y)|| / ||F(y)||, in L1; out, y: (B, 3, H, W).
     differs from the paper: relative, so that it means the same for every VGG, even a random one."""
     with torch.no_grad():
-        target = {layer: f.float() for layer, f in vgg(y).items()}
-    return {layer: (f.float() - target[layer]).abs().mean((1, 2, 3)) /
-            target[layer].abs().mean((1, 2, 3)) for layer, f in vgg(out).items()}
+        target = vgg(y)
+    return torch.stack([(f - target[layer]).abs().mean((1, 2, 3)) /
+                        target[layer].abs().mean((1, 2, 3)) for layer, f in vgg(out).items()])
 
 def feature_loss(out, y, vgg, tv):
     """Pixel L1 / 100, which holds the colours, + weighted distances + tv x total variation."""
-    distances = feature_distances(vgg, out, y)
-    loss = sum(weight * distances[layer].mean() for layer, weight in FEATURE_WEIGHTS.items())
-    loss = loss + tv * (out.diff(dim=2).abs().mean() + out.diff(dim=3).abs().mean())
-    return loss + F.l1_loss(out, y) / 100
-
+    distances = feature_distances(vgg, out, y).mean(1)
+    variation = out.diff(dim=2).abs().mean() + out.diff(dim=3).abs().mean()
+    loss = sum(weight * d for weight, d in zip(FEATURE_WEIGHTS.values(), distances))
+    return F.l1_loss(out, y) / 100 + loss + tv * variation
 # %% 5. Metric and baseline: PSNR and SSIM on luma, beside bicubic
 def luma(x, border):
     """(B, 3, H, W) in [0, 1], rounded to 8 bits -> Y of BT.601, (B, 1, H', W') in 16..235."""
     r, g, b = F.pad((x * 255).round().clamp(0, 255), [-border] * 4).split(1, dim=1)  # pad < 0 crops
     return 16 + (65.481 * r + 128.553 * g + 24.966 * b) / 255
-
 def psnr(sr, high, border):
     """Peak signal-to-noise ratio of each image on luma: (B,) in dB, inf where they are equal.
     sr, high: (B, 3, H, W) in [0, 1], else ValueError; border: pixels left out on each side, by
     convention the scale. Average these, not the errors: papers report the mean dB an image."""
     if sr.shape != high.shape:
         raise ValueError(f"shapes differ: {tuple(sr.shape)} and {tuple(high.shape)}")
-    mse = (luma(sr, border) - luma(high, border)).square().mean((1, 2, 3))
-    return 10 * torch.log10(255**2 / mse)
+    return 10 * (255**2 / (luma(sr, border) - luma(high, border)).square().mean((1, 2, 3))).log10()
 
 def ssim(sr, high, border):
     """Structural similarity of each image on luma: (B,), at most 1 (Wang et al. 2004, eq. 13).
@@ -227,29 +208,28 @@ def evaluate(net, pairs, scale, vgg=None):
     rows = []
     for low, high in pairs:  # one at a time, since their sizes differ
         out = net(low)
-        distances = feature_distances(vgg, out, high).values() if vgg else []
+        distances = feature_distances(vgg, out, high) if vgg else []
         rows.append(torch.cat([psnr(out, high, scale), ssim(out, high, scale), *distances]).cpu())
     return torch.stack(rows)
-
 # %% 6. Training
 def get_device(name):
-    """The device to use, and whether bf16 is fast there, not merely possible.
-    Under torchrun this also joins the other processes: one device each."""
+    """The device, and whether bf16 is fast on it; under torchrun, one device of a group."""
     found = torch.accelerator.is_available() and name != "cpu"
     device = torch.accelerator.current_accelerator() if found else torch.device("cpu")
     check(name in ("auto", device.type), f"--device {name}: there is no such device here")
-    if "LOCAL_RANK" in os.environ:
+    if "RANK" in os.environ:
         dist.init_process_group()  # gloo for tensors on the CPU, nccl for those on a GPU
         device = torch.device(device.type, int(os.environ["LOCAL_RANK"])) if found else device
+        os.dup2(os.open(os.devnull, os.O_WRONLY) if RANK else 1, 1)  # rank 0 prints for all
     able = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch cannot tell
-    bf16 = {"cpu": able.get("avx512_bf16") or able.get("amx_bf16"),
-            "cuda": found and torch.cuda.is_bf16_supported(including_emulation=False)}
-    return device, bool(bf16.get(device.type))
+    bf16 = {"cpu": able.get("avx512_bf16", False) or able.get("amx_bf16", False),
+            "cuda": found and torch.cuda.is_bf16_supported(False)}.get(device.type, False)
+    print(f"device {device}, {'bf16' if bf16 else 'float32'}")
+    return device, bf16
 
 def learning_rate(step, steps, lr):
     """Linear warm-up, then half a cosine down to zero."""
     return lr * min(1, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
-
 def save_checkpoint(path, model, optimizer, step, args):
     """One dict of plain types, written beside and renamed: a crash leaves the last one whole."""
     args = {k: v for k, v in vars(args).items() if isinstance(v, (str, int, float, bool))}
@@ -273,14 +253,13 @@ def load_layers(model, checkpoint):
     new = sorted(own.keys() - fits.keys())
     check(fits, f"--init: no layer fits; it was trained with {checkpoint['args']}")
     model.load_state_dict(fits, strict=False)
-    print(f"loaded: {' '.join(fits)}\nnew: {' '.join(new) or 'none'}")
+    print(f"loaded {' '.join(fits)}\nnew {' '.join(new) or 'nothing'}")
     return new
 
 def train(model, loss_fn, crops, pairs, path, steps, frozen, args):
     """Train to `steps`, validating and saving to path; with --resume go on from path.
     For the first `frozen` steps only the upsampling end learns. Ctrl-C saves, then ends the run."""
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    device, batch, start = model.tail.weight.device, args.batch_size * world, 0
+    device, batch, start = model.tail.weight.device, args.batch_size * WORLD, 0
     optimizer = torch.optim.Adam(model.parameters())
     if args.resume and path.exists():
         checkpoint = load_checkpoint(path, "sr")
@@ -288,37 +267,37 @@ def train(model, loss_fn, crops, pairs, path, steps, frozen, args):
         optimizer.load_state_dict(checkpoint["optimizer"])
         start = checkpoint["step"]
     batches = iter(DataLoader(crops, args.batch_size, num_workers=args.workers,
-                              sampler=range(start * batch + rank, steps * batch, world)))
+                              sampler=range(start * batch + RANK, steps * batch, WORLD)))
     base = evaluate(model.bicubic, pairs, model.scale)[:, 0].mean()
-    stop, loss, clock = [], torch.tensor(math.nan), time.time()
-    # Ctrl-C never cuts a step in half; rank 0 takes it, and torchrun then ends the others.
-    signal.signal(signal.SIGINT, signal.SIG_IGN if rank else lambda *_: stop.append(True))
+    stop, loss, clock = [], torch.tensor(math.nan), time.time()  # Ctrl-C fills stop: no half steps
+    signal.signal(signal.SIGINT, signal.SIG_IGN if RANK else lambda *_: stop.append(True))
     for step in range(start, steps + 1):
-        if rank == 0 and (stop or step == steps or step % args.eval_every == 0):
+        due = stop or step == steps or step % args.eval_every == 0
+        if step > start and (due or step % math.ceil(args.eval_every / 5) == 0):
+            pace = (step - start) / (time.time() - clock)
+            print(f"step {step:6}/{steps} | loss {loss.item():.4f} | {pace * batch:.1f} img/s | "
+                  f"{(steps - step) / pace:.0f} s left")
+            check(math.isfinite(loss.item()), f"the loss is {loss}: lower --lr; last good: {path}")
+        if due and RANK == 0:
             save_checkpoint(path, model, optimizer, step, args)
             now = evaluate(model, pairs, model.scale)[:, 0].mean()
             print(f"eval {step:6}/{steps} | psnr {now:.2f} dB (bicubic {base:.2f}) | saved {path}")
-            path.with_name("log.csv").open("a").write(f"{path.stem},{step},{loss},{now}\n")
+            path.with_name("log.csv").open("a").write(f"{path.stem},{step},{loss:.5f},{now:.3f}\n")
             check(not stop, f"stopped at step {step}: the same command with --resume goes on")
         if step == steps:
             break
         if step in (start, frozen):
             model.body.requires_grad_(step >= frozen)
-            net = nn.parallel.DistributedDataParallel(model) if world > 1 else model
+            net = nn.parallel.DistributedDataParallel(model) if WORLD > 1 else model
         x, y = (t.to(device, memory_format=torch.channels_last) for t in next(batches))
         optimizer.param_groups[0]["lr"] = learning_rate(step, steps, args.lr)
         with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
             loss = loss_fn(net(x), y)
         optimizer.zero_grad()
         loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.1)  # lets the rate be high (VDSR, Kim 2016)
         optimizer.step()
-        if (step + 1) % args.eval_every % math.ceil(args.eval_every / 5) == 0:
-            pace = (step + 1 - start) / (time.time() - clock)
-            print(f"step {step + 1:6}/{steps} | loss {loss:.4f} | {pace * batch:.1f} img/s | "
-                  f"{(steps - step - 1) / pace:.0f} s left")
-            check(math.isfinite(loss), f"the loss is {loss}: lower --lr. Last good step: {path}")
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
 # %% 7. Use it
 @torch.no_grad()
 def enlarge(model, image, tile=192):
@@ -326,42 +305,31 @@ def enlarge(model, image, tile=192):
     Each has a margin as wide as the net can see, cut off after: equal to one pass, to rounding."""
     (H, W), scale, margin = image.shape[:2], model.scale, model.margin
     large = np.empty((H * scale, W * scale, 3), np.uint8)
-    for top, left in product(range(0, H, tile), range(0, W, tile)):
+    for top, left in ((t, l) for t in range(0, H, tile) for l in range(0, W, tile)):
         t, l = max(0, top - margin), max(0, left - margin)
         x = to_tensor(image[t:top + tile + margin, l:left + tile + margin])
         y = to_image(model(x.to(model.tail.weight.device)[None])[0])
-        y = y[(top - t) * scale:, (left - l) * scale:]
         part = large[top * scale:(top + tile) * scale, left * scale:(left + tile) * scale]
-        part[:] = y[:part.shape[0], :part.shape[1]]
+        part[:] = y[(top - t) * scale:, (left - l) * scale:][:part.shape[0], :part.shape[1]]
     return large
 
 def match_histogram(image, reference):
     """Pillow RGB image whose channels get the distributions of reference's (Johnson 2016, 4.2)."""
-    have, want = (np.reshape(i.histogram(), (3, 256)).cumsum(1) / (i.width * i.height)
-                  for i in (image, reference))
-    tables = [np.searchsorted(w, h).clip(0, 255) for w, h in zip(want, have)]
-    return image.point(np.concatenate(tables).tolist())
+    tables = [np.quantile(r, np.cumsum(i.histogram()) / (i.width * i.height), method="inverted_cdf")
+              for r, i in zip(reference.split(), image.split())]
+    return image.point(np.concatenate(tables).astype(int).tolist())
 
-def apply(model, path, out, match):
-    """Enlarge a file into out/<stem>_x<scale>.png; grey stays grey, and alpha is enlarged too."""
-    photo, target = open_image(path), out / f"{Path(path).stem}_x{model.scale}.png"
-    check(not target.exists(), f"{target} exists: move it away, or give another --out")
-    large = Image.fromarray(enlarge(model, np.asarray(photo.convert("RGB"))))
-    large = match_histogram(large, photo.convert("RGB")) if match else large
-    if photo.mode == "RGBA":
-        large.putalpha(photo.getchannel("A").resize(large.size, Image.BICUBIC))
-    large.convert(photo.mode).save(target)
-    print(f"{path} {photo.width} x {photo.height} -> {target} {large.width} x {large.height}")
-
-def report(nets, pairs, scale, vgg=None, names=()):
-    """Print each net's mean scores and before them those of pictures with names; return all."""
-    scores = {net: evaluate(f, pairs, scale, vgg) for net, f in nets.items()}
-    print(f"{'':40} PSNR dB      SSIM", *(f"{layer:>9}" for layer in FEATURE_WEIGHTS if vgg))
-    for i, name in enumerate([*names, "mean"]):
-        for net, score in scores.items():
-            values = score[i] if i < len(names) else score.mean(0)
-            print(f"{name:26.26} {net:12}", *(f"{value:9.4f}" for value in values))
-    return scores
+def apply(model, paths, out, match):
+    """Enlarge files into out/<stem>_x<scale>.png; grey stays grey, and alpha is enlarged too."""
+    for path in paths:
+        photo, target = open_image(path), out / f"{Path(path).stem}_x{model.scale}.png"
+        check(not target.exists(), f"{target} exists: move it away, or give another --out")
+        large = Image.fromarray(enlarge(model, np.asarray(photo.convert("RGB"))))
+        large = match_histogram(large, photo.convert("RGB")) if match else large
+        if photo.mode == "RGBA":
+            large.putalpha(photo.getchannel("A").resize(large.size, Image.BICUBIC))
+        large.convert(photo.mode).save(target)
+        print(f"{path} {photo.width} x {photo.height} -> {target} {large.width} x {large.height}")
 
 def draw_figure(path, nets, pairs, scale):
     """One PNG, a row a pair: low | each net's image | truth, with the centre enlarged."""
@@ -370,13 +338,11 @@ def draw_figure(path, nets, pairs, scale):
         images = {"low": low} | {name: net(low) for name, net in nets.items()} | {"truth": high}
         for j, (name, x) in enumerate(images.items()):
             cell = Image.fromarray(to_image(x[0].detach())).resize((256, 256), Image.NEAREST)
-            detail = cell.crop((108, 108, 148, 148)).resize((120, 120), Image.NEAREST)
-            cell.paste(detail, (136, 136))
+            cell.paste(cell.crop((108, 108, 148, 148)).resize((120, 120), Image.NEAREST), (4, 132))
             sheet.paste(cell, (264 * j + 4, 282 * i + 22))
             text = f"{name} {psnr(x, high, scale).item():.2f} dB" if name in nets else name
             ImageDraw.Draw(sheet).text((264 * j + 4, 282 * i + 4), text, "black", font_size=14)
     sheet.save(path)
-
 # %% 8. Main
 def main(argv=None):
     args = get_args(argv)
@@ -392,34 +358,41 @@ def main(argv=None):
     model = SrResnet(args.scale, args.nf, args.blocks).to(device, memory_format=torch.channels_last)
     if checkpoint and load_layers(model, checkpoint):
         args.frozen = args.steps // 4
-    for path in args.apply:
-        apply(model, path, out, args.match_histogram)
     if args.apply:
-        return
-    photos = load_photos(args.test or args.data, args.size, args.keep, args.seed)
-    val = photos if args.test else [(path, photo[:256, :256]) for path, photo in photos[::20]]
+        return apply(model, args.apply, out, args.match_histogram)
+    room = math.inf if args.test else CACHE
+    photos = load_photos(args.test or args.data, args.size, args.keep, args.seed, room)
+    val = [(k, p if args.test else p[:256, :256]) for k, p in photos[::1 if args.test else 20]]
     pairs = [[x[None].to(device) for x in make_pair(p, args.scale, args.blur)] for _, p in val]
-    nets, vgg = {"bicubic": model.bicubic, "net": model}, None
     if args.test:
-        return report(nets, pairs, args.scale, vgg, [path.name for path, _ in val])
-    for name in ("pixel.pt", "feature.pt", "figure.png"):
-        if (out / name).exists() and not args.resume:
+        scores = torch.cat([evaluate(net, pairs, args.scale) for net in (model.bicubic, model)], 1)
+        for name, row in zip([path.name for path, _ in val] + ["mean"], [*scores, scores.mean(0)]):
+            print("{:26.26} | bicubic {:.2f} dB {:.4f} | net {:.2f} dB {:.4f}".format(name, *row))
+        return
+    if WORLD > 1:
+        dist.barrier()  # all have read --init before it may be moved
+    for name in ("pixel.pt", "feature.pt", "figure.png", "log.csv"):
+        if (out / name).exists() and not args.resume and RANK == 0:
             print("kept", (out / name).rename(out / f"{time.time():.0f}-{name}"))
     photos = [photo for i, photo in enumerate(photos) if i % 20]
     crops = Crops(photos, args.size, args.scale, args.blur, args.seed)
     train(model, F.l1_loss, crops, pairs, out / "pixel.pt", args.steps, args.frozen, args)
-    nets = {"bicubic": model.bicubic, "pixel loss": copy.deepcopy(model)}
+    nets, vgg = {"bicubic": model.bicubic, "pixel loss": copy.deepcopy(model)}, None
     try:
         vgg = VGGFeatures(FEATURE_WEIGHTS, args.weights).to(device)
-        loss_fn = partial(feature_loss, vgg=vgg, tv=args.tv)
     except (OSError, ValueError) as error:
         print(f"{error}.\nSo the feature stage is left out; --weights random has random features.")
     if vgg and args.feature_steps:
+        loss_fn = partial(feature_loss, vgg=vgg, tv=args.tv)
         train(model, loss_fn, crops, pairs, out / "feature.pt", args.feature_steps, 0, args)
         nets["feature loss"] = model
-    scores = report(nets, pairs, args.scale, vgg)
+    scores = {name: evaluate(net, pairs, args.scale, vgg) for name, net in nets.items()}
+    print(f"{'':12}   PSNR dB      SSIM", *(f"{layer:>9}" for layer in FEATURE_WEIGHTS if vgg))
+    for name, score in scores.items():
+        print(f"{name:12}", *(f"{value:9.4f}" for value in score.mean(0)))
     worst = (scores["pixel loss"] - scores["bicubic"])[:, 0].argmin()
-    draw_figure(out / "figure.png", nets, [*pairs[:3], pairs[worst]], args.scale)
+    if RANK == 0:
+        draw_figure(out / "figure.png", nets, [*pairs[:3], pairs[worst]], args.scale)
     print(f"figure: {out / 'figure.png'}")
 
 if __name__ == "__main__":

@@ -1,0 +1,119 @@
+"""Speed, as ratios measured in one run: python tests/bench.py (about two minutes on two cores).
+
+Every row times two things in turns, five times each, and takes the medians: a noisy machine then
+slows both alike.
+"""
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import sr  # noqa: E402
+from common import VGGFeatures  # noqa: E402
+
+ROUNDS = 5
+
+
+def medians(*functions):
+    """Median seconds of each function, called in turns after one warm-up."""
+    times = [[] for _ in functions]
+    for round_ in range(ROUNDS + 1):
+        for function, seconds in zip(functions, times):
+            start = time.perf_counter()
+            function()
+            if round_:
+                seconds.append(time.perf_counter() - start)
+    return [statistics.median(seconds) for seconds in times]
+
+
+def row(name, ours, theirs, ratio):
+    print(f"{name:44} {ours:>18} {theirs:>24} {ratio:>8}")
+
+
+def sr_steps(batch, size, device, bf16):
+    """One step with the feature loss: as sr.py takes it, and as the lesson's recipe reads.
+
+    The plain recipe: float32, contiguous layout, VGG16 run to its end, targets without no_grad.
+    """
+    low, high = torch.rand(batch, 3, size // 2, size // 2), torch.rand(batch, 3, size, size)
+    low, high = low.to(device), high.to(device)
+    ours, plain = sr.SrResnet(2, 64, 8).to(device), sr.SrResnet(2, 64, 8).to(device)
+    ours = ours.to(memory_format=torch.channels_last)
+    vgg = VGGFeatures(sr.FEATURE_WEIGHTS, "random").to(device)
+    whole = VGGFeatures([*sr.FEATURE_WEIGHTS, "relu5_3"], "random").to(device)
+
+    def step(net, loss_fn, optimizer):
+        loss = loss_fn(net)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    def our_loss(net):
+        x, y = (t.to(memory_format=torch.channels_last) for t in (low, high))
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            return sr.feature_loss(net(x), y, vgg, 0.0)
+
+    def plain_loss(net):
+        out = net(low)
+        have, want = whole(out), whole(high)
+        losses = [weight * F.l1_loss(have[layer], want[layer])
+                  for layer, weight in sr.FEATURE_WEIGHTS.items()]
+        return F.l1_loss(out, high) / 100 + sum(losses)
+
+    a, b = torch.optim.Adam(ours.parameters()), torch.optim.Adam(plain.parameters())
+    return lambda: step(ours, our_loss, a), lambda: step(plain, plain_loss, b)
+
+
+def bench_sr(device, bf16):
+    batch, size = 8, 96
+    ours, plain = sr_steps(batch, size, device, bf16)
+    fast, slow = medians(ours, plain)
+    row("sr: training step, images/s (lesson's recipe)", f"{batch / fast:.1f}", f"{batch / slow:.1f}",
+        f"{slow / fast:.1f} x")
+
+    with FlopCounterMode(display=False) as counter:
+        ours()
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    products = []
+    for n in (1024, 2048, 4096):
+        a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+        products.append(2 * n**3 / medians(lambda: a @ b)[0])
+    rate = counter.get_total_flops() / fast
+    row("sr: the step's GFLOP/s (best matrix product)", f"{rate / 1e9:.0f}",
+        f"{max(products) / 1e9:.0f}", f"{rate / max(products):.0%}")
+
+    photos = [(i, sr.dead_leaves(np.random.default_rng([0, i]), 256)) for i in range(20)]
+    args = sr.get_args([])
+    crops = sr.Crops(photos, args.size, args.scale)
+    net = sr.SrResnet(args.scale, args.nf, args.blocks).to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(net.parameters())
+    low, high = (torch.stack(t).to(device, memory_format=torch.channels_last)
+                 for t in zip(*[crops[n] for n in range(args.batch_size)]))
+
+    def pixel_step():
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            loss = F.l1_loss(net(low), high)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    load, step = medians(lambda: [crops[n] for n in range(args.batch_size)], pixel_step)
+    row("sr: loader images/s (pixel step images/s)", f"{args.batch_size / load:.0f}",
+        f"{args.batch_size / step:.0f}", f"{load / step:.1%}")
+
+    image = np.random.default_rng(0).integers(0, 256, (600, 800, 3), np.uint8)
+    seconds, = medians(lambda: sr.enlarge(net, image))
+    row("sr: --apply x2, megapixels/s of the result", f"{4 * image.size / 3e6 / seconds:.2f}", "", "")
+
+
+if __name__ == "__main__":
+    device, bf16 = sr.get_device("auto")
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    row("what (compared with)", "this project", "the other", "ratio")
+    bench_sr(device, bf16)

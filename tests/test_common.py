@@ -1,0 +1,178 @@
+"""common.py against independent forms: values and gradients in float64."""
+import pytest
+import torch
+from torch import nn
+
+from common import SaveFeatures, VGGFeatures, gram_matrix, icnr_
+
+
+def test_save_features_survives_in_place_relu():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True))
+    x = torch.randn(2, 3, 8, 8)
+    with SaveFeatures(net[0]) as saved:
+        net(x)
+        assert torch.equal(saved.features, net[0](x)) and saved.features.min() < 0
+    before = saved.features
+    net(torch.zeros_like(x))  # the hook is gone
+    assert saved.features is before
+
+
+def test_save_features_lets_gradients_through():
+    conv = nn.Conv2d(3, 4, 3)
+    saved = SaveFeatures(conv)
+    conv(torch.randn(1, 3, 8, 8))
+    saved.features.sum().backward()
+    assert conv.weight.grad.abs().sum() > 0
+    saved.remove()
+
+
+@pytest.mark.parametrize("depth, relu3_3", [(16, 15), (19, 15)])
+def test_vgg_layer_names_are_torchvisions_indices(depth, relu3_3):
+    vgg = VGGFeatures(["relu3_3"], "random", depth)
+    assert len(vgg.features) == relu3_3 + 1  # cut: nothing behind relu3_3
+    last = {16: "features.28.weight", 19: "features.34.weight"}[depth]
+    whole = VGGFeatures([{16: "relu5_3", 19: "relu5_4"}[depth]], "random", depth).state_dict()
+    assert list(whole)[-2] == last and whole[last].shape == (512, 512, 3, 3)
+
+
+def test_vgg_hooks_deliver_what_slicing_delivers():
+    layers = ["conv1_2", "relu1_2", "relu2_2", "pool2", "conv3_1"]
+    vgg = VGGFeatures(layers, "random").double()
+    x = torch.rand(2, 3, 20, 12, dtype=torch.float64, requires_grad=True)
+    features = vgg(x)
+    out_of_place = nn.Sequential(*[nn.ReLU() if isinstance(m, nn.ReLU) else m for m in vgg.features])
+    for module in vgg.features:
+        module._forward_hooks.clear()
+    y = x.detach().clone().requires_grad_()
+    normal = (y - vgg.mean) / vgg.std
+    for name in layers:
+        want = out_of_place[:vgg.names.index(name) + 1](normal)
+        torch.testing.assert_close(features[name], want)
+        grad, want_grad = (torch.autograd.grad(f.square().sum(), t, retain_graph=True)[0]
+                           for f, t in ((features[name], x), (want, y)))
+        torch.testing.assert_close(grad, want_grad)
+    assert all(p.grad is None and not p.requires_grad for p in vgg.parameters())
+    assert x.grad is None and not vgg.training
+
+
+def test_vgg_features_are_float32_under_autocast_and_not_kept():
+    vgg = VGGFeatures(["relu1_2"], "random")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert vgg(torch.rand(1, 3, 8, 8))["relu1_2"].dtype == torch.float32
+    assert all(saved.features is None for saved in vgg.saved.values())
+
+
+def test_vgg_cut_is_faster_and_the_same():
+    x = torch.rand(1, 3, 16, 16)
+    short, whole = VGGFeatures(["relu1_2"], "random"), VGGFeatures(["relu1_2", "relu5_3"], "random")
+    assert len(short.features) < len(whole.features)
+    assert torch.equal(short(x)["relu1_2"], whole(x)["relu1_2"])
+
+
+def test_vgg_random_weights_are_the_same_and_leave_the_generator_alone():
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    a, b = VGGFeatures(["relu2_2"], "random"), VGGFeatures(["relu2_2"], "random")
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters()))
+    assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize("layers", [["relu9_9"], []])
+def test_vgg_unknown_layer_names_the_choices(layers):
+    with pytest.raises(ValueError, match="relu1_1"):
+        VGGFeatures(layers, "random")
+
+
+def test_vgg_wrong_depth_and_weights():
+    with pytest.raises(ValueError, match="16 or 19"):
+        VGGFeatures(["relu1_1"], "random", 11)
+    with pytest.raises(ValueError, match="pretrained"):
+        VGGFeatures(["relu1_1"], "best")
+
+
+def test_vgg_failed_download_says_where_to_put_the_file():
+    with pytest.raises(OSError, match="vgg16-397923af.pth.*put the file at.*checkpoints"):
+        VGGFeatures(["relu1_2"])
+
+
+def hub_file(tmp_path, content):
+    path = tmp_path / "torch_home/hub/checkpoints/vgg16-397923af.pth"
+    path.parent.mkdir(parents=True)
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+
+
+def test_vgg_reads_a_float16_file_of_the_features_alone(tmp_path):
+    want = VGGFeatures(["relu3_3"], "random").state_dict()
+    hub_file(tmp_path, {key: value.half() for key, value in want.items()})
+    vgg = VGGFeatures(["relu2_2"])
+    for key, value in vgg.state_dict().items():
+        assert torch.equal(value, want[key].half().float())
+
+
+def test_vgg_file_that_lacks_a_layer_or_is_damaged(tmp_path):
+    hub_file(tmp_path, VGGFeatures(["relu1_2"], "random").state_dict())
+    with pytest.raises(ValueError, match=r"lacks conv2_1 \(features.5.weight\)"):
+        VGGFeatures(["relu2_2"])
+    (tmp_path / "torch_home/hub/checkpoints/vgg16-397923af.pth").write_bytes(b"no weights")
+    with pytest.raises(OSError, match="not a weight file.*delete it"):
+        VGGFeatures(["relu1_2"])
+
+
+def test_gram_matrix_against_a_loop():
+    x = torch.randn(3, 4, 5, 7, dtype=torch.float64, requires_grad=True)
+    y = x.detach().clone().requires_grad_()
+    want = torch.stack([torch.stack([torch.stack([(y[b, i] * y[b, j]).sum() for j in range(4)])
+                                     for i in range(4)]) for b in range(3)]) / (4 * 5 * 7)
+    torch.testing.assert_close(gram_matrix(x), want)
+    weight = torch.randn_like(want)
+    (gram_matrix(x) * weight).sum().backward()
+    (want * weight).sum().backward()
+    torch.testing.assert_close(x.grad, y.grad)
+
+
+def test_gram_matrix_does_not_mix_the_batch_but_mm_does():
+    x = torch.randn(3, 4, 5, 7)
+    changed = x.clone()
+    changed[1] = 0
+    assert torch.equal(gram_matrix(x)[0], gram_matrix(changed)[0])
+
+    def mm(x):  # the trap: (C, B * HW)
+        f = x.transpose(0, 1).flatten(1)
+        return f @ f.T
+
+    assert not torch.allclose(mm(x), mm(changed))
+
+
+def test_gram_matrix_is_float32_under_autocast():
+    with torch.autocast("cpu", torch.bfloat16):
+        assert gram_matrix(torch.randn(1, 4, 5, 5).bfloat16()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("scale", [2, 3])
+def test_icnr_starts_as_nearest_enlargement(scale):
+    conv = nn.Conv2d(5, 6 * scale**2, 3, padding=1)
+    nn.init.zeros_(conv.bias)
+    x = torch.randn(2, 5, 7, 4)
+
+    def is_nearest(out):
+        return torch.equal(out, out[..., ::scale, ::scale].repeat_interleave(scale, 2)
+                           .repeat_interleave(scale, 3))
+
+    shuffle = nn.PixelShuffle(scale)
+    assert not is_nearest(shuffle(conv(x)))  # the twin: independent kernels
+    assert icnr_(conv.weight, scale) is conv.weight
+    assert is_nearest(shuffle(conv(x)))
+    nn.init.normal_(conv.bias)
+    assert not is_nearest(shuffle(conv(x)))  # the twin: a bias that is neither zero nor repeated
+
+
+def test_icnr_draws_with_init_and_checks_the_shape():
+    weight = torch.empty(8, 3, 3, 3)
+    icnr_(weight, 2, lambda kernel: kernel.copy_(torch.arange(54.).view(2, 3, 3, 3)))
+    assert torch.equal(weight[:4], weight[:1].expand(4, 3, 3, 3)) and weight[4, 0, 0, 0] == 27
+    with pytest.raises(ValueError, match="multiple of 4"):
+        icnr_(torch.empty(6, 3, 3, 3), 2)

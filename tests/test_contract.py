@@ -1,0 +1,121 @@
+"""What the project promises of itself: sizes, imports, sections, helpers, flags, README."""
+import ast
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from conftest import ROOT
+
+SCRIPTS = [name for name in ("sr", "style", "seg") if (ROOT / f"{name}.py").exists()]
+README = (ROOT / "README.md").read_text()
+TREES = {name: ast.parse((ROOT / f"{name}.py").read_text()) for name in [*SCRIPTS, "common"]}
+
+
+def source(name):
+    return (ROOT / f"{name}.py").read_text()
+
+
+@pytest.mark.parametrize("name, limit", [*((name, 400) for name in SCRIPTS), ("common", 150)])
+def test_length_and_width(name, limit):
+    lines = source(name).splitlines()
+    assert len(lines) < limit and max(map(len, lines)) <= 100
+
+
+@pytest.mark.parametrize("name", [*SCRIPTS, "common"])
+def test_imports(name):
+    allowed = {*sys.stdlib_module_names, "torch", "numpy", "PIL", "common"}
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.Import):
+            assert {alias.name.split(".")[0] for alias in node.names} <= allowed
+        if isinstance(node, ast.ImportFrom):
+            assert node.module.split(".")[0] in allowed
+
+
+def test_common_holds_only_what_it_may():
+    names = [n.name for n in TREES["common"].body if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
+    assert names == ["SaveFeatures", "VGGFeatures", "gram_matrix", "icnr_"]
+
+
+def test_top_level_holds_nothing_else():
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout
+    top = {path.split("/")[0] for path in tracked.splitlines()}
+    allowed = {"sr.py", "style.py", "seg.py", "common.py", "tests", "README.md"}
+    assert all(name in allowed or name.startswith(".") for name in top)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_same_sections_in_the_same_order(name):
+    titles = re.findall(r"^# %% (\d)\. (\w+)", source(name), re.M)
+    assert titles == [("1", "Settings"), ("2", "Data"), ("3", "Model"), ("4", "Loss"),
+                      ("5", "Metric"), ("6", "Training"), ("7", "Use"), ("8", "Main")]
+
+
+def test_helpers_of_the_same_name_are_the_same():
+    """All but those that are each lesson's own."""
+    own = {"get_args", "evaluate", "train", "apply", "draw_figure", "main", "Crops"}
+    seen = {}
+    for name in SCRIPTS:
+        for node in TREES[name].body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name not in own:
+                text = ast.get_source_segment(source(name), node)
+                assert seen.setdefault(node.name, text) == text, node.name
+
+
+def flags(name):
+    calls = [n for n in ast.walk(TREES[name]) if isinstance(n, ast.Call) and n.args
+             and getattr(n.func, "id", "") == "add"]
+    return {ast.literal_eval(call.args[0]): call for call in calls}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_flag_is_read_and_tested(name):
+    shared = {"--data", "--out", "--init", "--apply", "--resume", "--steps", "--batch-size", "--lr",
+              "--nf", "--seed", "--device", "--workers", "--eval-every", "--weights"}
+    assert shared <= flags(name).keys()
+    tests = "".join(p.read_text() for p in (ROOT / "tests").glob("test_*.py"))
+    for flag in flags(name):
+        assert re.search(rf"args\.{flag[2:].replace('-', '_')}\b", source(name)), flag
+        assert f'"{flag}"' in tests, flag
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_importing_does_nothing_and_cells_run_one_by_one(name, tmp_path, capsys):
+    cells = source(name).split("\n# %%")
+    scope = {"__name__": "cells"}
+    for cell in cells:
+        exec(compile("# %%" + cell if cell is not cells[0] else cell, name, "exec"), scope)
+    assert callable(scope["main"]) and capsys.readouterr().out == ""
+    assert not list(tmp_path.iterdir())
+
+
+def commands():
+    """Every command of the README's shell blocks that runs one of the scripts."""
+    blocks = re.findall(r"```(?:sh|bash)\n(.*?)```", README, re.S)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    parts = [part.strip() for line in lines for part in line.split("#")[0].split("&&")]
+    return [part for part in parts if re.search(r"\b(sr|style|seg)\.py\b", part)]
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_of_the_readme_parses(command, monkeypatch):
+    words = shlex.split(command)
+    script = next(i for i, word in enumerate(words) if word.endswith(".py"))
+    module = __import__(words[script][:-3])
+    args = module.get_args(words[script + 1:])
+    assert args.script == words[script][:-3]
+
+
+def test_readme_has_the_two_commands_and_its_pictures():
+    assert "pip install torch==2.13.0 numpy pillow" in README
+    assert "python sr.py --data imagenet_sample" in README and "python -m pytest" in README
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", README):
+        assert (ROOT / picture).is_file(), picture
+
+
+def test_the_project_speaks_of_itself_alone():
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("tests/*.py"), ROOT / "README.md", ROOT / ".ci/run"]:
+        text = path.read_text()
+        assert not re.search(r"(?<![\w.])/(work|home|root|Users)/", text), path
