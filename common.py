@@ -94,8 +94,8 @@ class VGGFeatures(nn.Module):
         except OSError as error:
             raise OSError(f"could not download {url} ({error}); put the file at {file}") from None
         except Exception as error:  # a damaged file: torch.load raises many kinds
-            raise OSError(f"{file} is not a weight file ({str(error).splitlines()[0]}); "
-                          f"delete it and get it again from {url}") from None
+            raise OSError(f"{file} is not a weight file ({error!r:.150}); delete it and get it "
+                          f"again from {url}") from None
         finally:
             socket.setdefaulttimeout(timeout)
         missing = [key for key in self.state_dict() if key not in state]
@@ -106,8 +106,8 @@ class VGGFeatures(nn.Module):
 
     def forward(self, x):
         self.features((x - self.mean) / self.std)
-        activations = {name: saved.features.to(torch.promote_types(saved.features.dtype, x.dtype))
-                       for name, saved in self.saved.items()}
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        activations = {name: saved.features.to(dtype) for name, saved in self.saved.items()}
         for saved in self.saved.values():
             saved.features = None  # or the last batch's activations would stay in memory
         return activations
@@ -131,7 +131,7 @@ def icnr_(weight, scale=2, init=nn.init.kaiming_normal_):
 
     PixelShuffle lays `scale**2` neighbouring channels out as one scale x scale square of pixels.
     With independent random kernels those pixels differ from the start: a checkerboard, which
-    training never quite removes. ICNR (Aitken 2017, section 3) draws one kernel a square and
+    training never quite removes. ICNR (Aitken 2017) draws one kernel a square and
     repeats it, so that the square begins flat: the layer starts as nearest-neighbour enlargement.
     Holds for a bias that is zero (or repeated alike).
 

@@ -23,15 +23,14 @@ from common import VGGFeatures, icnr_
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # by torchrun
 # %% 1. Settings
 def get_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0],
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--data", default="imagenet_sample", help="folder of photos, at any depth")
     add("--out", default="out/sr", help="folder for everything that a run writes")
     add("--init", help="checkpoint to use, or to start training from")
     add("--apply", nargs="+", default=[], metavar="PHOTO", help="enlarge photos with --init, stop")
     add("--test", metavar="DIR", help="measure --init on a folder of photos, stop")
-    add("--resume", action="store_true", help="go on with the run that stopped in --out")
+    add("--resume", action="store_true", help="go on with the run in --out, with its settings")
     add("--steps", type=int, default=2000, help="training steps with the pixel loss")
     add("--feature-steps", type=int, default=100, help="then steps with the feature loss")
     add("--batch-size", type=int, default=16, help="crops a step, on each device")
@@ -63,13 +62,12 @@ def check(condition, sentence):
 # %% 2. Data: photos or, where there are none, generated images
 CACHE = 2 * 2**30  # bytes of decoded photos that stay in memory
 def open_image(path):
-    """A file as viewers show it: upright, 8 bits, mode L, RGB or RGBA; SystemExit if unreadable."""
+    """An image file, upright and of 8 bits, in mode L, RGB or RGBA; SystemExit if unreadable."""
     try:
-        image = ImageOps.exif_transpose(Image.open(path))
-        if image.mode.startswith("I"):  # 16-bit grey: Pillow's conversion would clip it at 255
-            image = Image.fromarray((np.asarray(image) / 257).clip(0, 255).astype(np.uint8))
-        alpha, grey = image.has_transparency_data, image.mode in ("1", "L")
-        return image.convert("RGBA" if alpha else "L" if grey else "RGB")
+        im = ImageOps.exif_transpose(Image.open(path))
+        if im.mode.startswith("I"):  # 16-bit grey: Pillow's conversion would clip it at 255
+            im = Image.fromarray((np.asarray(im) / 257).clip(0, 255).astype(np.uint8))
+        return im.convert("RGBA" if im.has_transparency_data else "L" if im.mode in "1L" else "RGB")
     except Exception as error:  # every decoder of Pillow raises its own kinds
         raise SystemExit(f"cannot read {path} as an image ({error})") from None
 
@@ -97,7 +95,7 @@ def load_photos(folder, size, keep=1.0, seed=0, room=CACHE):
               f"1 https://github.com/EliSchwartz/imagenet-sample-images {folder}")
         return [(i, dead_leaves(np.random.default_rng([seed, i]), 256 + size)) for i in range(400)]
     photos, skipped, rng = [], [], np.random.default_rng(seed)
-    for path in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
+    for path in sorted(p for p in Path(folder).rglob("*") if p.is_file() and ".git" not in p.parts):
         if rng.random() < keep:
             try:
                 photo = np.asarray(open_image(path).convert("RGB"))
@@ -107,7 +105,7 @@ def load_photos(folder, size, keep=1.0, seed=0, room=CACHE):
             except SystemExit as sentence:
                 skipped.append(sentence)
     print(f"{folder}: {len(photos)} photos, {len(skipped)} files skipped", *skipped[:1], sep="; ")
-    check(len(photos) > 1, f"{folder} holds {len(photos)} usable photos: name a folder with more")
+    check(photos, f"{folder} holds no usable photo: name a folder that does")
     return photos
 
 def to_tensor(image):
@@ -139,8 +137,8 @@ class Crops(Dataset):
         return make_pair(high[:, ::rng.choice([-1, 1])], self.scale, self.blur)  # low turns along
 # %% 3. Model: EDSR at the lesson's size (Lim et al. 2017, figure 3)
 conv = partial(nn.Conv2d, kernel_size=3, padding=1)
-class ResBlock(nn.Sequential):
-    def forward(self, x):  # x 0.1 steadies a deep sum (Lim 2017, 3.3); no BatchNorm: PSNR (3.1)
+class ResBlock(nn.Sequential):  # without BatchNorm, which costs memory and PSNR (Lim 2017, 3.1)
+    def forward(self, x):  # x 0.1 steadies a deep sum (Lim 2017, 3.2)
         return x + 0.1 * super().forward(x)
 class SrResnet(nn.Module):
     """(B, 3, H, W) in [0, 1] -> (B, 3, H * scale, W * scale), not clipped."""
@@ -166,13 +164,12 @@ class SrResnet(nn.Module):
 FEATURE_WEIGHTS = {"relu1_2": 0.2, "relu2_2": 0.7, "relu3_3": 0.1}  # the lesson's
 def feature_distances(vgg, out, y):
     """(layers, B): each image's ||F(out) - F(y)|| / ||F(y)||, in L1; out, y: (B, 3, H, W).
-    differs from the paper: relative, so that it means the same for every VGG, even a random one."""
+    differs from the paper: L1, and relative, to mean the same for any VGG, even a random one."""
     with torch.no_grad():
         target = vgg(y)
     return torch.stack([(f - target[layer]).abs().mean((1, 2, 3)) /
                         target[layer].abs().mean((1, 2, 3)) for layer, f in vgg(out).items()])
-
-def feature_loss(out, y, vgg, tv):
+def feature_loss(vgg, tv, out, y):
     """Pixel L1 / 100, which holds the colours, + weighted distances + tv x total variation."""
     distances = feature_distances(vgg, out, y).mean(1)
     variation = out.diff(dim=2).abs().mean() + out.diff(dim=3).abs().mean()
@@ -194,11 +191,10 @@ def psnr(sr, high, border):
 def ssim(sr, high, border):
     """Structural similarity of each image on luma: (B,), at most 1 (Wang et al. 2004, eq. 13).
     As psnr; an 11 x 11 Gaussian window of sigma 1.5, where it fits whole."""
-    x, y = luma(sr, border), luma(high, border)
+    x, y, c1, c2 = luma(sr, border), luma(high, border), (0.01 * 255)**2, (0.03 * 255)**2
     g = torch.exp(-torch.arange(-5, 6, dtype=x.dtype, device=x.device).square() / (2 * 1.5**2))
     window = torch.outer(g, g)[None, None] / g.sum()**2
     mx, my, xx, yy, xy = (F.conv2d(t, window) for t in (x, y, x * x, y * y, x * y))
-    c1, c2 = (0.01 * 255)**2, (0.03 * 255)**2
     return ((2 * mx * my + c1) * (2 * (xy - mx * my) + c2) / (mx**2 + my**2 + c1) /
             (xx - mx**2 + yy - my**2 + c2)).mean((1, 2, 3))
 
@@ -220,7 +216,8 @@ def get_device(name):
     if "RANK" in os.environ:
         dist.init_process_group()  # gloo for tensors on the CPU, nccl for those on a GPU
         device = torch.device(device.type, int(os.environ["LOCAL_RANK"])) if found else device
-        os.dup2(os.open(os.devnull, os.O_WRONLY) if RANK else 1, 1)  # rank 0 prints for all
+        if RANK:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # rank 0 prints for all
     able = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch cannot tell
     bf16 = {"cpu": able.get("avx512_bf16", False) or able.get("amx_bf16", False),
             "cuda": found and torch.cuda.is_bf16_supported(False)}.get(device.type, False)
@@ -241,8 +238,9 @@ def load_checkpoint(path, script):
     """What save_checkpoint wrote; SystemExit, saying why, if it is not one of this script's."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        assert checkpoint["args"]["script"] == script, f"{checkpoint['args']['script']}.py wrote it"
-        return checkpoint
+        if checkpoint["args"]["script"] == script:
+            return checkpoint
+        raise ValueError(f"{checkpoint['args']['script']}.py wrote it")
     except Exception as error:  # no file, no checkpoint, another program's: each its own kind
         raise SystemExit(f"{path} is no checkpoint of {script}.py: {error!r:.150}") from None
 
@@ -253,7 +251,7 @@ def load_layers(model, checkpoint):
     new = sorted(own.keys() - fits.keys())
     check(fits, f"--init: no layer fits; it was trained with {checkpoint['args']}")
     model.load_state_dict(fits, strict=False)
-    print(f"loaded {' '.join(fits)}\nnew {' '.join(new) or 'nothing'}")
+    print(f"loaded {' '.join(fits) if new else 'every layer'}\nnew {' '.join(new) or 'nothing'}")
     return new
 
 def train(model, loss_fn, crops, pairs, path, steps, frozen, args):
@@ -266,11 +264,10 @@ def train(model, loss_fn, crops, pairs, path, steps, frozen, args):
         model.load_state_dict(checkpoint["model"])
         optimizer.load_state_dict(checkpoint["optimizer"])
         start = checkpoint["step"]
-    batches = iter(DataLoader(crops, args.batch_size, num_workers=args.workers,
-                              sampler=range(start * batch + RANK, steps * batch, WORLD)))
-    base = evaluate(model.bicubic, pairs, model.scale)[:, 0].mean()
     stop, loss, clock = [], torch.tensor(math.nan), time.time()  # Ctrl-C fills stop: no half steps
     signal.signal(signal.SIGINT, signal.SIG_IGN if RANK else lambda *_: stop.append(True))
+    batches = iter(DataLoader(crops, args.batch_size, num_workers=args.workers,
+                              sampler=range(start * batch + RANK, steps * batch, WORLD)))
     for step in range(start, steps + 1):
         due = stop or step == steps or step % args.eval_every == 0
         if step > start and (due or step % math.ceil(args.eval_every / 5) == 0):
@@ -280,7 +277,7 @@ def train(model, loss_fn, crops, pairs, path, steps, frozen, args):
             check(math.isfinite(loss.item()), f"the loss is {loss}: lower --lr; last good: {path}")
         if due and RANK == 0:
             save_checkpoint(path, model, optimizer, step, args)
-            now = evaluate(model, pairs, model.scale)[:, 0].mean()
+            base, now = (evaluate(f, pairs, model.scale).mean(0)[0] for f in (model.bicubic, model))
             print(f"eval {step:6}/{steps} | psnr {now:.2f} dB (bicubic {base:.2f}) | saved {path}")
             path.with_name("log.csv").open("a").write(f"{path.stem},{step},{loss:.5f},{now:.3f}\n")
             check(not stop, f"stopped at step {step}: the same command with --resume goes on")
@@ -305,7 +302,7 @@ def enlarge(model, image, tile=192):
     Each has a margin as wide as the net can see, cut off after: equal to one pass, to rounding."""
     (H, W), scale, margin = image.shape[:2], model.scale, model.margin
     large = np.empty((H * scale, W * scale, 3), np.uint8)
-    for top, left in ((t, l) for t in range(0, H, tile) for l in range(0, W, tile)):
+    for top, left in ((i, j) for i in range(0, H, tile) for j in range(0, W, tile)):
         t, l = max(0, top - margin), max(0, left - margin)
         x = to_tensor(image[t:top + tile + margin, l:left + tile + margin])
         y = to_image(model(x.to(model.tail.weight.device)[None])[0])
@@ -315,10 +312,9 @@ def enlarge(model, image, tile=192):
 
 def match_histogram(image, reference):
     """Pillow RGB image whose channels get the distributions of reference's (Johnson 2016, 4.2)."""
-    tables = [np.quantile(r, np.cumsum(i.histogram()) / (i.width * i.height), method="inverted_cdf")
-              for r, i in zip(reference.split(), image.split())]
+    tables = [np.quantile(b, np.cumsum(a.histogram()) / (a.width * a.height), method="inverted_cdf")
+              for a, b in zip(image.split(), reference.split())]
     return image.point(np.concatenate(tables).astype(int).tolist())
-
 def apply(model, paths, out, match):
     """Enlarge files into out/<stem>_x<scale>.png; grey stays grey, and alpha is enlarged too."""
     for path in paths:
@@ -350,24 +346,27 @@ def main(argv=None):
     parent = next(p for p in (out, *out.absolute().parents) if p.exists())
     check(parent.is_dir() and os.access(parent, os.W_OK), f"--out {out} cannot be written to")
     out.mkdir(parents=True, exist_ok=True)
-    known = out / "pixel.pt" if args.resume else args.init
-    checkpoint = load_checkpoint(known, "sr") if known else None
-    if args.apply or args.test or args.resume:  # the checkpoint knows its own net
-        vars(args).update({k: checkpoint["args"][k] for k in ("scale", "nf", "blocks", "frozen")})
+    use = args.apply or args.test
+    start = out / "pixel.pt" if args.resume and not use else args.init
+    checkpoint = load_checkpoint(start, "sr") if start else None
+    if use or args.resume:  # a checkpoint knows its own net, and a stopped run all its settings
+        here = {"out", "init", "resume", "device", "bf16", "workers", "match_histogram"}
+        vars(args).update({k: v for k, v in checkpoint["args"].items() if k not in here})
     torch.manual_seed(args.seed)
     model = SrResnet(args.scale, args.nf, args.blocks).to(device, memory_format=torch.channels_last)
-    if checkpoint and load_layers(model, checkpoint):
+    new = load_layers(model, checkpoint) if checkpoint else []
+    if new and not any(name.startswith("body") for name in new):
         args.frozen = args.steps // 4
     if args.apply:
         return apply(model, args.apply, out, args.match_histogram)
-    room = math.inf if args.test else CACHE
-    photos = load_photos(args.test or args.data, args.size, args.keep, args.seed, room)
-    val = [(k, p if args.test else p[:256, :256]) for k, p in photos[::1 if args.test else 20]]
+    photos = (load_photos(args.test, 32, room=math.inf) if args.test else
+              load_photos(args.data, args.size, args.keep, args.seed))
+    val = photos if args.test else [(k, p[:256, :256]) for k, p in photos[::20] if p is not None]
     pairs = [[x[None].to(device) for x in make_pair(p, args.scale, args.blur)] for _, p in val]
     if args.test:
         scores = torch.cat([evaluate(net, pairs, args.scale) for net in (model.bicubic, model)], 1)
-        for name, row in zip([path.name for path, _ in val] + ["mean"], [*scores, scores.mean(0)]):
-            print("{:26.26} | bicubic {:.2f} dB {:.4f} | net {:.2f} dB {:.4f}".format(name, *row))
+        for path, row in zip([*(path for path, _ in val), "mean"], [*scores, scores.mean(0)]):
+            print("%-26s | bicubic %.2f dB %.4f | net %.2f dB %.4f" % (Path(f"{path}").name, *row))
         return
     if WORLD > 1:
         dist.barrier()  # all have read --init before it may be moved
@@ -375,6 +374,7 @@ def main(argv=None):
         if (out / name).exists() and not args.resume and RANK == 0:
             print("kept", (out / name).rename(out / f"{time.time():.0f}-{name}"))
     photos = [photo for i, photo in enumerate(photos) if i % 20]
+    check(photos, f"{args.data} holds one usable photo, but it takes two: one of them to validate")
     crops = Crops(photos, args.size, args.scale, args.blur, args.seed)
     train(model, F.l1_loss, crops, pairs, out / "pixel.pt", args.steps, args.frozen, args)
     nets, vgg = {"bicubic": model.bicubic, "pixel loss": copy.deepcopy(model)}, None
@@ -383,7 +383,7 @@ def main(argv=None):
     except (OSError, ValueError) as error:
         print(f"{error}.\nSo the feature stage is left out; --weights random has random features.")
     if vgg and args.feature_steps:
-        loss_fn = partial(feature_loss, vgg=vgg, tv=args.tv)
+        loss_fn = partial(feature_loss, vgg, args.tv)
         train(model, loss_fn, crops, pairs, out / "feature.pt", args.feature_steps, 0, args)
         nets["feature loss"] = model
     scores = {name: evaluate(net, pairs, args.scale, vgg) for name, net in nets.items()}

@@ -1,4 +1,4 @@
-"""Tests run from anywhere, on the CPU, without a network and without files outside the repository."""
+"""Tests run from anywhere, on the CPU, with no network and no file outside the repository."""
 import os
 import sys
 from pathlib import Path
