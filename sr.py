@@ -249,7 +249,7 @@ def load_layers(model, checkpoint):
     state, own = checkpoint["model"], model.state_dict()
     fits = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
     new = sorted(own.keys() - fits.keys())
-    check(fits, f"--init: no layer fits; it was trained with {checkpoint['args']}")
+    check(fits, f"--init: no layer fits, as it was trained with --nf {checkpoint['args']['nf']}")
     model.load_state_dict(fits, strict=False)
     print(f"loaded {' '.join(fits) if new else 'every layer'}\nnew {' '.join(new) or 'nothing'}")
     return new
@@ -312,8 +312,8 @@ def enlarge(model, image, tile=192):
 
 def match_histogram(image, reference):
     """Pillow RGB image whose channels get the distributions of reference's (Johnson 2016, 4.2)."""
-    tables = [np.quantile(b, np.cumsum(a.histogram()) / (a.width * a.height), method="inverted_cdf")
-              for a, b in zip(image.split(), reference.split())]
+    tables = [np.quantile(band, (h.cumsum() - h / 2) / h.sum(), method="inverted_cdf")
+              for h, band in zip(np.reshape(image.histogram(), (3, 256)), reference.split())]
     return image.point(np.concatenate(tables).astype(int).tolist())
 def apply(model, paths, out, match):
     """Enlarge files into out/<stem>_x<scale>.png; grey stays grey, and alpha is enlarged too."""

@@ -94,7 +94,9 @@ def test_apply_keeps_what_a_viewer_sees(trained, mode, saved):
             assert np.array_equal(np.asarray(large.getchannel("A")), np.asarray(alpha))
 
 
-def test_apply_many_with_matching_histogram(trained, photos):
+def test_apply_many_with_matching_histogram(trained, photos, monkeypatch):
+    monkeypatch.setattr(sr, "enlarge", lambda model, image:  # a net that darkens
+                        (image.repeat(2, 0).repeat(2, 1) * 0.7).astype(np.uint8))
     files = sorted(photos.glob("*.png"))[:2]
     sr.main(["--apply", *map(str, files), "--init", str(trained), "--match-histogram"])
     sr.main(["--apply", *map(str, files), "--init", str(trained), "--out", "plain"])
@@ -105,7 +107,7 @@ def test_apply_many_with_matching_histogram(trained, photos):
             with Image.open(f"{folder}/{file.stem}_x2.png") as large, Image.open(file) as photo:
                 a, b = (np.percentile(np.asarray(i), deciles, (0, 1)) for i in (large, photo))
                 apart.append(np.abs(a - b).mean())
-        assert apart[0] < 0.5 < apart[1]  # matched; the twin: without the flag
+        assert apart[0] < 1 and apart[1] > 5  # matched; the twin: without the flag
 
 
 # ---- every mistake
@@ -175,7 +177,7 @@ def test_checkpoints_that_are_none(capsys, trained, photos):
 
 def test_a_checkpoint_of_another_width_to_start_from(capsys, trained, photos):
     sentence = fails(capsys, "--data", photos, *TINY, "--nf", 12, "--init", trained)
-    assert "fits" in sentence and "'nf': 8" in sentence
+    assert "no layer fits" in sentence and "--nf 8" in sentence
     sr.main(["--test", str(photos), "--init", str(trained), "--nf", "12"])  # rebuilt from its own
 
 
@@ -205,5 +207,5 @@ def test_a_mistake_leaves_no_traceback_in_a_shell():
 def test_help_names_every_flag_and_default(capsys):
     with pytest.raises(SystemExit):
         sr.main(["--help"])
-    out = capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
     assert "--match-histogram" in out and "(default: imagenet_sample)" in out

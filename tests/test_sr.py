@@ -214,7 +214,6 @@ def test_photos_beyond_the_cache_are_read_when_drawn(photos):
 def test_a_run_with_more_photos_than_memory(photos, monkeypatch):
     monkeypatch.setattr(sr.load_photos, "__defaults__", (1.0, 0, 200_000))
     run("lean", "--data", str(photos))
-    monkeypatch.undo()
     assert state("lean/pixel.pt")["step"] == 4
 
 
@@ -288,9 +287,16 @@ def test_it_beats_bicubic_on_images_it_has_not_seen():
 
 
 def test_it_overfits_two_images():
-    photos = leaves(2, 48)
-    net, pairs = trained_on(photos, 150), pairs_of(photos)
-    assert (sr.evaluate(net, pairs, 2) - sr.evaluate(net.bicubic, pairs, 2))[:, 0].mean() > 2.5
+    pairs = pairs_of(leaves(2, 48))
+    net = sr.SrResnet(2, 16, 2)
+    optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)
+    low, high = (torch.cat(images) for images in zip(*pairs))
+    for _ in range(200):
+        optimizer.zero_grad()
+        F.l1_loss(net(low), high).backward()
+        optimizer.step()
+    gain = (sr.evaluate(net, pairs, 2) - sr.evaluate(net.bicubic, pairs, 2))[:, 0].mean()
+    assert gain > 3
 
 
 def test_histograms_match():
@@ -298,7 +304,7 @@ def test_histograms_match():
     assert np.array_equal(np.asarray(sr.match_histogram(a, a)), np.asarray(a))
     before, after, want = (np.asarray(i).reshape(-1, 3).mean(0)
                            for i in (a, sr.match_histogram(a, b), b))
-    assert np.abs(after - want).max() < 3 < np.abs(before - want).max()
+    assert np.abs(after - want).max() < 5 < np.abs(before - want).max()
 
 
 # ---- the loop
@@ -350,7 +356,7 @@ def test_feature_stage_resumes_too(photos, monkeypatch):
     with pytest.raises(SystemExit, match="stopped at step 1"):
         run("halves", *flags)
     assert state("halves/pixel.pt")["step"] == 4 and state("halves/feature.pt")["step"] == 1
-    monkeypatch.undo()
+    monkeypatch.setattr(sr, "feature_loss", real)
     run("halves", *flags, "--resume")
     assert state("halves/feature.pt")["step"] == 3
     for name in ("pixel.pt", "feature.pt"):
