@@ -70,11 +70,11 @@ class VGGFeatures(nn.Module):
         # The statistics of the ImageNet photos that VGG was trained on.
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), False)
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), False)
-        self.load(weights, depth)
+        self.load(layers, weights, depth)
         self.eval().requires_grad_(False)
         self.saved = {name: SaveFeatures(self.features[names.index(name)]) for name in layers}
 
-    def load(self, weights, depth):
+    def load(self, layers, weights, depth):
         if weights == "random":
             generator = torch.Generator().manual_seed(0)
             for module in self.features:
@@ -100,8 +100,10 @@ class VGGFeatures(nn.Module):
             socket.setdefaulttimeout(timeout)
         missing = [key for key in self.state_dict() if key not in state]
         if missing:
-            layer = self.names[int(missing[0].split(".")[1])]
-            raise ValueError(f"{file} lacks {layer} ({missing[0]}), which these layers need")
+            first = int(missing[0].split(".")[1])
+            served = [name for name in layers if self.names.index(name) < first]
+            raise ValueError(f"{file} lacks {self.names[first]} ({missing[0]}): of the layers asked "
+                             f"for, it serves {' '.join(served) or 'none'}")
         self.load_state_dict({key: state[key] for key in self.state_dict()})
 
     def forward(self, x):

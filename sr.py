@@ -72,8 +72,7 @@ def open_image(path):
         raise SystemExit(f"cannot read {path} as an image ({error})") from None
 
 def dead_leaves(rng, side):
-    """A generated photo, (side, side, 3) uint8: opaque leaves of all sizes, fallen on one another.
-    It has the statistics of photos (Lee, Mumford, Huang 2001) and can stand in for them."""
+    """(side, side, 3) uint8 with the statistics of a photo: opaque leaves (Lee et al. 2001)."""
     canvas, smallest = 2 * side, 2.0 * rng.choice([2, 4, 8])  # twice the size, for smooth edges
     hues, ring = 255 * rng.random((rng.integers(2, 6), 3)), np.exp(1j * np.arange(0, 6.28, 0.26))
     image = Image.new("RGB", (canvas, canvas))

@@ -56,3 +56,22 @@ def trained(photos):
     """A tiny x2 checkpoint, out/sr/pixel.pt below the working directory."""
     sr.main(["--data", str(photos), *TINY])
     return Path("out/sr/pixel.pt")
+
+
+def state(path):
+    return torch.load(path, weights_only=True)
+
+
+def same(a, b):
+    """Two checkpoints hold the same weights, to the bit."""
+    return all(torch.equal(a["model"][k], b["model"][k]) for k in a["model"])
+
+
+def fails(script, capsys, *argv):
+    """The sentence that a script's main ends with; checks that it is one, and the exit status."""
+    with pytest.raises(SystemExit) as stop:
+        script.main([str(a) for a in argv])
+    status = stop.value.code
+    sentence = status if isinstance(status, str) else capsys.readouterr().err
+    assert status == 2 or isinstance(status, str) and "\n" not in status and len(status) < 500
+    return sentence

@@ -9,18 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
+import conftest
 import sr
 from conftest import ROOT, TINY
 
 
 def fails(capsys, *argv):
-    """The sentence that main ends with; checks that it is one, and the exit status."""
-    with pytest.raises(SystemExit) as stop:
-        sr.main([str(a) for a in argv])
-    status = stop.value.code
-    sentence = status if isinstance(status, str) else capsys.readouterr().err
-    assert status == 2 or isinstance(status, str) and "\n" not in status and len(status) < 400
-    return sentence
+    return conftest.fails(sr, capsys, *argv)
 
 
 # ---- every flag at work

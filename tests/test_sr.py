@@ -14,7 +14,7 @@ from PIL import Image
 
 import sr
 from common import VGGFeatures
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, same, state
 
 
 def leaves(n, side=96, seed=3):
@@ -308,14 +308,6 @@ def test_histograms_match():
 
 
 # ---- the loop
-def state(path):
-    return torch.load(path, weights_only=True)
-
-
-def same(a, b):
-    return all(torch.equal(a["model"][k], b["model"][k]) for k in a["model"])
-
-
 def run(out, *flags):
     sr.main(["--out", str(out), *TINY, *flags])
 
