@@ -72,7 +72,8 @@ class VGGFeatures(nn.Module):
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), False)
         self.load(layers, weights, depth)
         self.eval().requires_grad_(False)
-        self.saved = {name: SaveFeatures(self.features[names.index(name)]) for name in layers}
+        self.saved = {name: SaveFeatures(self.features[names.index(name)])
+                      for name in dict.fromkeys(layers)}  # named twice, hooked once
 
     def load(self, layers, weights, depth):
         if weights == "random":
@@ -102,7 +103,7 @@ class VGGFeatures(nn.Module):
         if missing:
             first = int(missing[0].split(".")[1])
             served = [name for name in layers if self.names.index(name) < first]
-            raise ValueError(f"{file} lacks {self.names[first]} ({missing[0]}): of the layers asked "
+            raise ValueError(f"{file} lacks {self.names[first]} ({missing[0]}): of those asked "
                              f"for, it serves {' '.join(served) or 'none'}")
         self.load_state_dict({key: state[key] for key in self.state_dict()})
 

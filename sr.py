@@ -139,6 +139,7 @@ conv = partial(nn.Conv2d, kernel_size=3, padding=1)
 class ResBlock(nn.Sequential):  # without BatchNorm, which costs memory and PSNR (Lim 2017, 3.1)
     def forward(self, x):  # x 0.1 steadies a deep sum (Lim 2017, 3.2)
         return x + 0.1 * super().forward(x)
+
 class SrResnet(nn.Module):
     """(B, 3, H, W) in [0, 1] -> (B, 3, H * scale, W * scale), not clipped."""
     def __init__(self, scale, nf, blocks):
@@ -226,6 +227,7 @@ def get_device(name):
 def learning_rate(step, steps, lr):
     """Linear warm-up, then half a cosine down to zero."""
     return lr * min(1, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+
 def save_checkpoint(path, model, optimizer, step, args):
     """One dict of plain types, written beside and renamed: a crash leaves the last one whole."""
     args = {k: v for k, v in vars(args).items() if isinstance(v, (str, int, float, bool))}
@@ -293,7 +295,7 @@ def train(model, loss_fn, crops, pairs, path, steps, lr, frozen, args):
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 0.1)  # lets the rate be high (VDSR, Kim 2016)
         optimizer.step()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, lambda *_: check(False, "stopped: --resume does what is left"))
 # %% 7. Use it
 @torch.no_grad()
 def enlarge(model, image, tile=192):
@@ -341,13 +343,14 @@ def draw_figure(path, nets, pairs, scale):
 # %% 8. Main
 def main(argv=None):
     args = get_args(argv)
-    (device, args.bf16), out = get_device(args.device), Path(args.out)
+    out = Path(args.out)
     parent = next(p for p in (out, *out.absolute().parents) if p.exists())
     check(parent.is_dir() and os.access(parent, os.W_OK), f"--out {out} cannot be written to")
     out.mkdir(parents=True, exist_ok=True)
     use = args.apply or args.test
     start = out / "pixel.pt" if args.resume and not use else args.init
     checkpoint = load_checkpoint(start, "sr") if start else None
+    device, args.bf16 = get_device(args.device)  # ranks wait here: all have read the checkpoint
     if use or args.resume:  # a checkpoint knows its own net, and a stopped run all its settings
         here = {"out", "init", "resume", "device", "bf16", "workers", "match_histogram"}
         vars(args).update({k: v for k, v in checkpoint["args"].items() if k not in here})
@@ -367,10 +370,8 @@ def main(argv=None):
         for path, row in zip([*(path for path, _ in val), "mean"], [*scores, scores.mean(0)]):
             print("%-26s | bicubic %.2f dB %.4f | net %.2f dB %.4f" % (Path(f"{path}").name, *row))
         return
-    if WORLD > 1:
-        dist.barrier()  # all have read --init before it may be moved
     for name in ("pixel.pt", "feature.pt", "figure.png", "log.csv"):
-        if (out / name).exists() and not args.resume and RANK == 0:
+        if (out / name).exists() and RANK == 0 and (not args.resume or name.endswith("png")):
             print("kept", (out / name).rename(out / f"{time.time():.0f}-{name}"))
     photos = [photo for i, photo in enumerate(photos) if i % 20]
     check(photos, f"{args.data} holds one usable photo, but it takes two: one of them to validate")

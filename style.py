@@ -3,11 +3,11 @@
     python style.py --style starry_night.jpg --content photo.jpg --data imagenet_sample
     python style.py --apply photo.jpg --init out/style/network.pt           stylise photos
 
-One photo by optimising its pixels (Gatys 2016), then any photo in one pass by a net that learned to
+One photo by optimising its pixels (Gatys 2016), then any photo in one pass by a net trained for it
 (Johnson 2016), with instance norm (Ulyanov 2016): fast.ai's lesson 14.
 CLAIM
-Simplified from the papers: Adam for L-BFGS, half of Johnson's channels, minutes for hours, and
-relative losses, whose weights mean the same for any VGG, even for one with random weights.
+Simplified from the papers: Adam for L-BFGS, from the photo and not from noise; half of Johnson's
+channels; minutes for hours; relative losses, so that weights mean the same for any VGG.
 """
 import argparse, math, os, signal, time
 from pathlib import Path
@@ -23,8 +23,8 @@ def get_args(argv=None):
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--data", default="imagenet_sample", help="folder of photos, at any depth")
-    add("--style", help="picture whose style is taken (none: a generated painting)")
-    add("--content", help="photo to stylise in the end (none: a generated one)")
+    add("--style", default="", help="picture with the style (its upper right); none: generated")
+    add("--content", default="", help="photo to stylise in the end; none: generated")
     add("--out", default="out/style", help="folder for everything that a run writes")
     add("--init", help="checkpoint to use, or to start training from")
     add("--apply", nargs="+", default=[], metavar="PHOTO", help="stylise photos with --init, stop")
@@ -33,28 +33,27 @@ def get_args(argv=None):
     add("--steps", type=int, default=240, help="training steps of the network")
     add("--optimize-steps", type=int, default=100, help="steps to optimise one photo's pixels")
     add("--batch-size", type=int, default=1, help="crops a step, on each device")
-    add("--size", type=int, default=192, help="short side of photos, side of training crops")
+    add("--size", type=int, default=192, help="short side of the photos, side of training crops")
     add("--style-size", type=int, default=256, help="side of the style picture")
     add("--nf", type=int, default=16, help="feature channels at full size (Johnson: 32)")
-    add("--padding", choices=("reflect", "crop"), default="reflect", help="at the net's borders")
-    add("--norm", choices=("instance", "batch"), default="instance", help="normalisation")
+    add("--padding", choices=("reflect", "crop"), default="reflect", help="crop: Johnson's")
+    add("--norm", choices=("instance", "batch"), default="instance", help="batch: of 4 or more")
     add("--vgg", type=int, choices=(16, 19), default=16, help="depth of the VGG")
     add("--content-layer", default="relu2_2", help="VGG layer of the content loss")
     add("--style-layers", nargs="+", default=["relu1_2", "relu2_2", "relu3_3", "relu4_3"],
         metavar="LAYER", help="VGG layers of the style loss")
-    add("--content-weight", type=float, default=1, help="weight of the content loss")
-    add("--style-weight", type=float, default=25, help="weight of the style loss")
+    add("--style-weight", type=float, default=25, help="of the style loss, where content has 1")
     add("--tv", type=float, default=0.1, help="weight of total variation")
     add("--lr", type=float, default=2e-3, help="highest learning rate")
     add("--keep", type=float, default=1, help="random fraction of the photos to use")
     add("--seed", type=int, default=0, help="of the weights, the crops, the generated images")
-    add("--device", default="auto", help="auto, cpu, or an accelerator's type such as cuda")
-    add("--workers", type=int, default=0, help="loader processes (0: load in the main one)")
+    add("--device", default="auto", help="auto, cpu, cuda, mps ...")
+    add("--workers", type=int, default=0, help="processes that load data")
     add("--eval-every", type=int, default=80, help="steps between validations, each saved")
     add("--weights", choices=("pretrained", "random"), default="pretrained", help="of the VGG")
     args = parser.parse_args(argv, argparse.Namespace(script="style"))
     for name, least in dict(steps=1, optimize_steps=1, batch_size=1, size=32, style_size=32, nf=1,
-                            max_side=32, content_weight=0, style_weight=0, tv=0, lr=1e-9, keep=1e-9,
+                            max_side=32, style_weight=0, tv=0, lr=1e-9, keep=1e-9,
                             seed=0, workers=0, eval_every=1).items():
         check(getattr(args, name) >= least, f"--{name.replace('_', '-')} takes {least} or more")
     check(args.init or not args.apply, "--apply needs --init CHECKPOINT")
@@ -119,20 +118,19 @@ def painting(rng, side):
     """A generated painting, (side, side, 3) uint8: strokes of a few hues that follow a flow."""
     canvas, hues = 2 * side, 255 * rng.random((5, 3))
     waves, phases = 12 * np.exp(2j * math.pi * rng.random(6)), 2 * math.pi * rng.random(6)
-    def field(z):  # a smooth random function of the points z = x + iy of the unit square
-        return np.cos(np.multiply.outer(z, waves).real + phases).mean(-1)
     draw = ImageDraw.Draw(image := Image.new("RGB", (canvas, canvas)))
     for width in (0.03, 0.015, 0.008):  # coarse strokes first, as a painter would
-        path = [rng.random((int(0.6 / width**2), 2)) @ (1, 1j)]  # where the strokes begin
-        for _ in range(10):
-            path.append(path[-1] + width * np.exp(2j * math.pi * field(path[-1])))
-        for stroke in np.stack(path, axis=1):
-            hue = hues[int(6 * field(stroke[0]) + rng.normal(0, 0.5)) % 5] * rng.normal(1, 0.2)
+        path = [(1.4 * rng.random((int(1 / width**2), 2)) - 0.2) @ (1, 1j)]  # points z = x + iy
+        for _ in range(10):  # a smooth random flow: the mean of some waves
+            flow = np.cos(np.multiply.outer(path[-1], waves).real + phases).mean(-1)
+            path.append(path[-1] + width * np.exp(2j * math.pi * flow))
+        for stroke, f in zip(np.stack(path, axis=1), flow):
+            hue = hues[int(6 * f + rng.normal(0, 0.5)) % 5] * rng.normal(1, 0.2)
             draw.line((canvas * stroke).view(float).tolist(), tuple(hue.clip(0, 255).astype(int)),
                       int(width * canvas / 2), "curve")
     return np.asarray(image.resize((side, side), Image.BOX))
 def load_picture(path, size, generate, rng):
-    """(1, 3, H, W) with a short side of `size`: from a file, or generated where path is None."""
+    """(1, 3, H, W) with a short side of `size`: from a file, or generated without a path."""
     image = open_image(path).convert("RGB") if path else Image.fromarray(generate(rng, size))
     check(min(image.size) >= 32, f"{path} has a side below 32 px: take a larger picture")
     method = Image.BOX if min(image.size) > size else Image.BICUBIC  # BOX averages areas
@@ -146,16 +144,17 @@ class Crops(Dataset):
         rng = np.random.default_rng([self.seed, n])
         path, photo = self.photos[rng.integers(len(self.photos))]
         photo = open_image(path).convert("RGB") if photo is None else Image.fromarray(photo)
-        photo = ImageOps.fit(photo, (self.size, self.size), Image.BOX, centering=rng.random(2))
+        photo = ImageOps.fit(photo, (self.size, self.size), centering=rng.random(2))
         return to_tensor(photo if rng.random() < 0.5 else ImageOps.mirror(photo))
 # %% 3. Model: the image transformation network (Johnson et al. 2016, supplement, table 1)
 class ResidualBlock(nn.Sequential):
     def forward(self, x):
         out = super().forward(x)  # without padding 2 px less on each side: pad < 0 crops x alike
         return out + nn.functional.pad(x, [(out.shape[2] - x.shape[2]) // 2] * 4)
+
 class StyleNet(nn.Module):
-    """(B, 3, H, W) in [0, 1] -> the same, stylised; any size. As zero padding marks the borders,
-    each conv reflects, and with "crop" (the paper's) also the photo, for blocks that do not pad."""
+    """(B, 3, H, W) in [0, 1] -> the same size, stylised. Zeros would mark the borders: each conv
+    reflects; with "crop", the paper's, also the photo, by 40 px, and the blocks do not pad."""
     def __init__(self, nf, padding, norm):
         super().__init__()
         self.margin, pad = {"reflect": (0, 1), "crop": (40, 0)}[padding]  # 40: 10 convs x 4 px
@@ -176,7 +175,7 @@ class StyleNet(nn.Module):
     def forward(self, x):
         H, W = x.shape[2:]
         pad = self.margin, self.margin + -W % 4, self.margin, self.margin + -H % 4
-        x = nn.functional.pad(x, pad, "reflect" if min(H, W) > 43 else "replicate")
+        x = nn.functional.pad(x, pad, "reflect" if min(H, W) > 43 else "replicate")  # < side
         return self.layers(x)[..., :H, :W].sigmoid()  # bounded; the paper: a scaled tanh, the same
 # %% 4. Loss: content and style as VGG sees them (Gatys 2016, eq. 1 and 5; Johnson 2016, 3.2)
 def relative(x, y):
@@ -184,11 +183,11 @@ def relative(x, y):
     return (x - y).square().flatten(1).sum(1) / y.square().flatten(1).sum(1)
 
 class PerceptualLoss:
-    """How far pictures are from a photo's content and a painting's style, (1, 3, H, W) in [0, 1].
-    perceptual(out, perceptual.target(photo)) -> (B, 3): content, style, total (with variation)."""
+    """How far pictures are from the content of photos and from the style of one (1, 3, H, W).
+    perceptual(out, perceptual.target(photos)) -> (B, 3): content, style, total (with variation)."""
     def __init__(self, style, args):
-        self.content, layers = args.content_layer, args.style_layers.split()
-        self.weights = args.content_weight, args.style_weight, args.tv
+        self.content, layers = args.content_layer, args.style_layers.split(" ")
+        self.weights = 1, args.style_weight, args.tv
         self.vgg = VGGFeatures([self.content, *layers], args.weights, args.vgg).to(style.device)
         self.shallow = VGGFeatures([self.content], args.weights, args.vgg).to(style.device)
         with torch.no_grad():  # the style never changes: its Gram matrices are computed once
@@ -260,7 +259,7 @@ def optimize(x, perceptual, steps, bf16, lr=0.05):
         loss.backward()
         optimizer.step()
         image.data.clamp_(0, 1)
-    return image.detach(), torch.stack(losses)
+    return image.detach(), torch.stack(losses).cpu()  # .cpu() waits until a GPU is done
 
 def train(model, perceptual, crops, photos, path, checkpoint, args):
     """Johnson: train a net, validating and saving to path. Ctrl-C saves, then ends the run."""
@@ -296,9 +295,9 @@ def train(model, perceptual, crops, photos, path, checkpoint, args):
             loss = perceptual(net.train()(x), perceptual.target(x))[:, -1].mean()
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1)  # the first gradients are a hundred times 1
+        nn.utils.clip_grad_norm_(model.parameters(), 1)  # early norms are near 100
         optimizer.step()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, lambda *_: check(False, "stopped: --resume does what is left"))
 # %% 7. Use it
 @torch.no_grad()
 def apply(model, paths, out, max_side):
@@ -307,9 +306,9 @@ def apply(model, paths, out, max_side):
     for path in paths:
         photo, target = open_image(path), out / f"{Path(path).stem}_styled.png"
         check(not target.exists(), f"{target} exists: move it away, or give another --out")
-        check(min(photo.size) >= 32, f"{path} has a side below 32 px: take a larger picture")
         width, height = photo.size
         photo.thumbnail((max_side, max_side), Image.BOX)  # only ever reduces
+        check(min(photo.size) >= 32, f"{path} has a side below 32 px, at this --max-side")
         x = to_tensor(photo.convert("RGB"))[None].to(next(model.parameters()).device)
         try:
             styled = Image.fromarray(to_image(model.eval()(x)[0]))
@@ -322,20 +321,21 @@ def apply(model, paths, out, max_side):
               f"(--max-side {max_side})")
 def compare(name, x, style, model, perceptual, args):
     """Stylise a photo x (1, 3, H, W) both ways, print what each took; returns {label: picture}."""
-    clocks, cells = [time.time()], {}
+    clocks = [time.time()]
     image, losses = optimize(x, perceptual, args.optimize_steps, args.bf16)
     clocks.append(time.time())
-    styled = model(x).detach().cpu()  # .cpu() waits until a GPU is done
+    styled = model(x).cpu()  # in float32, as --apply does
     slow, fast = np.diff([*clocks, time.time()])
+    cells, title = {}, "style" if args.weights == "pretrained" else "style (random features)"
     print(f"{'':16}   content     style     total   seconds")
     for label, y, seconds in (name, x, 0), ("optimised", image, slow), ("network", styled, fast):
         scores = evaluate(lambda x: y.to(x.device), perceptual, [x])[0]
         print(f"{label:16}", *(f"{value:9.4f}" for value in scores), f"{seconds:9.3f}")
         cells[f"{label} {scores[-1]:.2f}"] = y
-        cells["style" if args.weights == "pretrained" else "style (random features)"] = style
-    equal = next((i for i, loss in enumerate(losses) if loss <= scores[-1]), args.optimize_steps)
+        cells.setdefault(title, style)  # beside the photo itself
+    equal = next((i for i, loss in enumerate(losses) if loss <= scores[-1]), math.inf)
     print(f"the optimiser equals the network at step {equal} of {args.optimize_steps}, in "
-          f"{slow * equal / args.optimize_steps / fast:.0f} times its time")
+          f"{equal / len(losses) * slow / fast:.0f} times its time")
     return cells
 def draw_figure(path, rows):
     """One PNG: a row a photo, a cell a picture (1, 3, H, W) under its label, cut to a square."""
@@ -349,14 +349,15 @@ def draw_figure(path, rows):
 # %% 8. Main
 def main(argv=None):
     args = get_args(argv)
-    (device, args.bf16), out = get_device(args.device), Path(args.out)
+    out = Path(args.out)
     parent = next(p for p in (out, *out.absolute().parents) if p.exists())
     check(parent.is_dir() and os.access(parent, os.W_OK), f"--out {out} cannot be written to")
     out.mkdir(parents=True, exist_ok=True)
     start = out / "network.pt" if args.resume and not args.apply else args.init
     checkpoint = load_checkpoint(start, "style") if start else None
+    device, args.bf16 = get_device(args.device)  # ranks wait here: all have read the checkpoint
     if checkpoint:  # it knows its own net, and a stopped run all its settings
-        here = {"out", "init", "resume", "device", "bf16", "workers", "max_side", "content"}
+        here = {"out", "init", "resume", "device", "bf16", "workers", args.content and "content"}
         vars(args).update({k: v for k, v in checkpoint["args"].items()
                            if k in ("nf", "padding", "norm") or args.resume and k not in here})
     torch.manual_seed(args.seed)
@@ -365,13 +366,14 @@ def main(argv=None):
         model.load_state_dict(checkpoint["model"])
     if args.apply:
         return apply(model, args.apply, out, args.max_side)
-    rng, size = np.random.default_rng(args.seed), args.style_size
-    style = load_picture(args.style, size, painting, rng)[..., :size, -size:]  # upper right square
+    rng, side = np.random.default_rng(args.seed), args.style_size
+    style = load_picture(args.style, side, painting, rng)[..., :side, -side:]  # the lesson's square
     content = load_picture(args.content, args.size, dead_leaves, rng).to(device)
     try:
         perceptual = PerceptualLoss(style.to(device), args)
     except (OSError, ValueError) as error:
-        check(isinstance(error, OSError), f"{error}: change --content-layer or --style-layers")
+        check(isinstance(error, OSError) and not args.resume and WORLD == 1,
+              f"{error}: change --content-layer, --style-layers or --weights")
         print(f"{error}.\nSo random features take the place of VGG's: coarser, but they do work.")
         args.weights = "random"
         perceptual = PerceptualLoss(style.to(device), args)
@@ -379,18 +381,16 @@ def main(argv=None):
     val = [Crops(photos[::20], args.size)[n][None].to(device) for n in range(8)]
     photos = [photo for i, photo in enumerate(photos) if i % 20]
     check(photos, f"{args.data} holds one usable photo, but it takes two: one of them to validate")
-    if WORLD > 1:
-        dist.barrier()  # all have read --init before it may be moved
     for name in ("network.pt", "optimised.png", "figure.png", "log.csv"):
-        if (out / name).exists() and not args.resume and RANK == 0:
+        if (out / name).exists() and RANK == 0 and (not args.resume or name.endswith("png")):
             print("kept", (out / name).rename(out / f"{time.time():.0f}-{name}"))
     train(model, perceptual, Crops(photos, args.size, args.seed), val, out / "network.pt",
           checkpoint, args)
     if RANK:
         return  # a single picture is optimised by one process
-    worst = val[evaluate(model, perceptual, val)[:, -1].argmax()]
-    photos = {"content": content, "unseen photo": val[0], "worst unseen": worst}
-    rows = [compare(name, x, style, model, perceptual, args) for name, x in photos.items()]
+    worst = val[evaluate(model.requires_grad_(False), perceptual, val)[:, -1].argmax()]
+    pictures = {"content": content, "unseen photo": val[0], "worst unseen": worst}
+    rows = [compare(name, x, style, model, perceptual, args) for name, x in pictures.items()]
     draw_figure(out / "figure.png", rows)
     Image.fromarray(to_image(list(rows[0].values())[2][0])).save(out / "optimised.png")
     print(f"figure: {out / 'figure.png'}")

@@ -1,8 +1,9 @@
-"""Speed, as ratios measured in one run: python tests/bench.py (about two minutes on two cores).
+"""Speed, as ratios measured in one run: python tests/bench.py (about five minutes on two cores).
 
 Every row times two things in turns, five times each, and takes the medians: a noisy machine then
 slows both alike.
 """
+import contextlib
 import statistics
 import sys
 import time
@@ -15,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import sr  # noqa: E402
-from common import VGGFeatures  # noqa: E402
+import style  # noqa: E402
+from common import VGGFeatures, gram_matrix  # noqa: E402
 
 ROUNDS = 5
 
@@ -114,8 +116,65 @@ def bench_sr(device, bf16):
     row("sr: --apply x2, megapixels/s of the result", f"{rate:.2f}", "", "")
 
 
+def style_steps(batch, size, device, bf16):
+    """One training step of the style network: as style.py takes it, and as a plain recipe reads.
+
+    The plain recipe: float32, contiguous layout, one VGG to the last layer for output and target,
+    the target without no_grad, and the Gram matrices of the painting computed in each step.
+    """
+    args = style.get_args(["--weights", "random"])
+    layers = args.style_layers.split()
+    painting = style.painting(np.random.default_rng(0), args.style_size)
+    painting = style.to_tensor(painting)[None].to(device)
+    perceptual = style.PerceptualLoss(painting, args)
+    x = torch.rand(batch, 3, size, size, device=device)
+    ours, plain = (style.StyleNet(args.nf, "reflect", "instance").to(device) for _ in range(2))
+    ours = ours.to(memory_format=torch.channels_last)
+
+    def step(loss, optimizer):
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    def our_loss():
+        photos = x.to(memory_format=torch.channels_last)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            return perceptual(ours(photos), perceptual.target(photos))[:, -1].mean()
+
+    def plain_loss():
+        out = plain(x)
+        have, photo, goal = (perceptual.vgg(t) for t in (out, x, painting))
+        content = style.relative(have[args.content_layer], photo[args.content_layer])
+        grams = [style.relative(gram_matrix(have[l]), gram_matrix(goal[l])) for l in layers]
+        variation = out.diff(dim=2).abs().mean() + out.diff(dim=3).abs().mean()
+        return (content + args.style_weight * sum(grams) / len(grams)).mean() + args.tv * variation
+
+    a, b = torch.optim.Adam(ours.parameters()), torch.optim.Adam(plain.parameters())
+    return perceptual, ours, (lambda: step(our_loss(), a)), (lambda: step(plain_loss(), b))
+
+
+def bench_style(device, bf16):
+    batch, size = 4, 256
+    perceptual, net, ours, plain = style_steps(batch, size, device, bf16)
+    fast, slow = medians(ours, plain)
+    row("style: training step, images/s (plain recipe)", f"{batch / fast:.2f}",
+        f"{batch / slow:.2f}", f"{slow / fast:.1f} x")
+
+    photo = style.to_tensor(style.dead_leaves(np.random.default_rng(0), 1024))[None].to(device)
+    net(photo[..., :64, :64])  # warms up
+    with torch.no_grad():
+        one_pass, = medians(lambda: net(photo).cpu())
+    start = time.perf_counter()
+    with contextlib.redirect_stdout(None):
+        style.optimize(photo, perceptual, 5, bf16)
+    steps = 500 / 6 * (time.perf_counter() - start)  # 5 steps take 6 evaluations
+    row("style: 1024 px, seconds (500 optimise steps)", f"{one_pass:.2f}", f"{steps:.0f}",
+        f"{steps / one_pass:.0f} x")
+
+
 if __name__ == "__main__":
     device, bf16 = sr.get_device("auto")
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     row("what (compared with)", "this project", "the other", "ratio")
     bench_sr(device, bf16)
+    bench_style(device, bf16)

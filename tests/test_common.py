@@ -56,6 +56,12 @@ def test_vgg_hooks_deliver_what_slicing_delivers():
     assert not vgg.training
 
 
+def test_a_layer_named_twice_is_hooked_once():
+    vgg = VGGFeatures(["relu1_1", "relu1_2", "relu1_1"], "random")
+    assert [len(module._forward_hooks) for module in vgg.features] == [0, 1, 0, 1]
+    assert list(vgg(torch.rand(1, 3, 8, 8))) == ["relu1_1", "relu1_2"]
+
+
 def test_vgg_features_are_float32_under_autocast_and_not_kept():
     vgg = VGGFeatures(["relu1_2"], "random")
     with torch.autocast("cpu", torch.bfloat16):

@@ -82,6 +82,16 @@ def test_every_flag_is_read_and_tested(name):
         assert f'"{flag}"' in tests, flag
 
 
+def test_shared_flags_have_the_same_help():
+    """All but those that are about each script's own steps."""
+    def texts(name):
+        return {flag: {k.arg: ast.unparse(k.value) for k in call.keywords if k.arg != "default"}
+                for flag, call in flags(name).items()}
+    for flag in ("--data", "--out", "--init", "--resume", "--lr", "--seed", "--device", "--workers",
+                 "--eval-every", "--weights"):
+        assert len({str(texts(name)[flag]) for name in SCRIPTS}) == 1, flag
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_importing_does_nothing_and_cells_run_one_by_one(name, tmp_path, capsys):
     cells = source(name).split("\n# %%")

@@ -41,7 +41,7 @@ def tensors(n, side=32, seed=9):
 
 # ---- parity
 def test_perceptual_loss_against_loops():
-    loss = perceptual("--style-weight", "7", "--content-weight", "3", "--tv", "0.5",
+    loss = perceptual("--style-weight", "7", "--tv", "0.5",
                       dtype=torch.float64)
     x = torch.rand(3, 3, 36, 32, dtype=torch.float64, requires_grad=True)
     photo = torch.rand(3, 3, 36, 32, dtype=torch.float64)
@@ -60,7 +60,7 @@ def test_perceptual_loss_against_loops():
         variation = ((x[i, :, 1:] - x[i, :, :-1]).abs().mean() +
                      (x[i, :, :, 1:] - x[i, :, :, :-1]).abs().mean())
         part = sum(parts) / 2
-        want.append(torch.stack([content, part, 3 * content + 7 * part + 0.5 * variation]))
+        want.append(torch.stack([content, part, content + 7 * part + 0.5 * variation]))
     want = torch.stack(want)
     torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-9)  # the Grams were float32 once
     grads = [torch.autograd.grad(t[:, 2].sum(), x, retain_graph=True)[0] for t in (got, want)]
@@ -105,7 +105,7 @@ def test_an_unpadded_block_is_the_inside_of_a_padded_one():
 
 
 # ---- data
-def test_paintings_are_functions_of_the_seed_with_few_hues():
+def test_paintings_are_functions_of_the_seed():
     a, b, c = (style.painting(np.random.default_rng(seed), 64) for seed in (1, 1, 2))
     assert a.shape == (64, 64, 3) and a.dtype == np.uint8
     assert np.array_equal(a, b) and not np.array_equal(a, c)
@@ -116,10 +116,10 @@ def test_strokes_run_along_the_flow():
     """Edges of a painting have a direction (coherence of the structure tensor); noise has none."""
     def coherence(image):
         y, x = np.gradient(image.mean(2))
-        xx, yy, xy = (t.reshape(8, 16, 8, 16).sum((1, 3)) for t in (x * x, y * y, x * y))
+        xx, yy, xy = (t.reshape(16, 16, 16, 16).sum((1, 3)) for t in (x * x, y * y, x * y))
         return (np.hypot(xx - yy, 2 * xy) / (xx + yy)).mean()
-    noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3)).astype(float)
-    assert coherence(style.painting(np.random.default_rng(0), 128).astype(float)) > 0.3
+    noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3)).astype(float)
+    assert coherence(style.painting(np.random.default_rng(0), 256).astype(float)) > 0.3
     assert coherence(noise) < 0.2
 
 
@@ -161,7 +161,7 @@ def test_pictures_are_reduced_by_averaging_areas():
     Image.fromarray(image).save("a.png")
     x = style.load_picture("a.png", 32, None, None)[0].permute(1, 2, 0).numpy() * 255
     want = image.reshape(32, 2, 32, 2, 3).mean((1, 3))
-    assert np.abs(x - want).max() <= 0.51
+    assert np.abs(x - want).max() <= 1  # rounded to 8 bits along each axis
 
 
 def test_the_style_is_the_upper_right_square(monkeypatch, photos):
@@ -206,11 +206,15 @@ def border_error(net, photo, around=32, border=8):
     return (out - true)[ring].abs().mean().item()
 
 
-def padded_nets(norm="batch"):
-    """Three nets with the same weights: reflect, crop, and the twin that pads with zeros."""
-    nets = {padding: style.StyleNet(8, padding, norm).eval() for padding in ("reflect", "crop")}
+def padded_nets():
+    """Three nets with the same weights: reflect, crop, and the twin that pads with zeros.
+
+    With the running statistics of batch norm they have no sight of the whole picture: all that
+    can differ between a photo and the same photo with surroundings is what the borders do.
+    """
+    nets = {padding: style.StyleNet(8, padding, "batch").eval() for padding in ("reflect", "crop")}
     nets["crop"].load_state_dict(nets["reflect"].state_dict())
-    nets["zero"] = style.StyleNet(8, "reflect", norm).eval()
+    nets["zero"] = style.StyleNet(8, "reflect", "batch").eval()
     nets["zero"].load_state_dict(nets["reflect"].state_dict())
     for module in nets["zero"].modules():
         if isinstance(module, nn.Conv2d):
@@ -222,11 +226,11 @@ def test_reflection_leaves_smaller_border_errors_than_zeros():
     errors = {"reflect": 0, "crop": 0, "zero": 0}
     for seed in range(4):
         torch.manual_seed(seed)
-        nets = padded_nets("instance")
+        nets = padded_nets()
         for photo in tensors(3, 128, seed):
             for padding, net in nets.items():
                 errors[padding] += border_error(net, photo)
-    assert errors["reflect"] < 0.8 * errors["zero"] and errors["crop"] < 0.8 * errors["zero"]
+    assert errors["reflect"] < 0.5 * errors["zero"] and errors["crop"] < 0.5 * errors["zero"]
 
 
 # ---- optimising, learning
@@ -236,14 +240,14 @@ def test_optimising_starts_at_the_photo_and_lowers_the_loss():
     image, losses = style.optimize(photo, loss, 20, False)
     assert torch.equal(photo, before) and not image.requires_grad
     assert losses.shape == (21,)
-    assert losses[0].item() == pytest.approx(style.evaluate(nn.Identity(), loss, [photo])[0, 2].item(),
-                                             rel=1e-5)
+    as_it_is = style.evaluate(nn.Identity(), loss, [photo])[0, 2].item()
+    assert losses[0].item() == pytest.approx(as_it_is, rel=1e-5)
     assert losses[20] < 0.5 * losses[0] and 0 <= image.min() and image.max() <= 1
     got = style.evaluate(lambda x: image, loss, [photo])[0, 2].item()
     assert got == pytest.approx(losses[20].item(), rel=1e-4)
 
 
-def trained_on(loss, steps, lr=3e-3, seed=0):
+def trained_on(loss, steps, lr=1e-3, seed=0):
     torch.manual_seed(0)
     net, crops = style.StyleNet(8, "reflect", "instance"), style.Crops(photos_of(8), 32, seed)
     optimizer = torch.optim.Adam(net.parameters(), lr)
@@ -257,17 +261,17 @@ def trained_on(loss, steps, lr=3e-3, seed=0):
 
 
 def test_a_net_learns_its_own_painting_better_than_another():
-    pictures = [style.painting(np.random.default_rng(seed), 32) for seed in (5, 8)]
-    losses = [perceptual(picture=picture) for picture in pictures]
+    pictures = [style.painting(np.random.default_rng(seed), 64) for seed in (5, 8)]
+    losses = [perceptual("--style-size", "64", picture=picture) for picture in pictures]
     nets, unseen = [trained_on(loss, 60) for loss in losses], tensors(4)
     scores = torch.stack([torch.stack([style.evaluate(net, loss, unseen)[:, 1].mean()
                                        for net in nets]) for loss in losses])
-    assert scores[0, 0] < 0.7 * scores[0, 1] and scores[1, 1] < 0.7 * scores[1, 0]
+    assert scores[0, 0] < 0.9 * scores[0, 1] and scores[1, 1] < 0.9 * scores[1, 0]
     base = style.evaluate(nn.Identity(), losses[0], unseen)[:, 2].mean()
-    assert style.evaluate(nets[0], losses[0], unseen)[:, 2].mean() < 0.7 * base
+    assert style.evaluate(nets[0], losses[0], unseen)[:, 2].mean() < 0.95 * base
 
 
-def test_evaluate_and_apply_leave_the_net_and_the_input_alone():
+def test_evaluate_leaves_the_net_and_the_input_alone():
     net, x = style.StyleNet(4, "reflect", "batch").eval(), tensors(2)
     weights, before = {k: v.clone() for k, v in net.state_dict().items()}, x[0].clone()
     style.evaluate(net, perceptual(), x)
@@ -300,7 +304,7 @@ def test_a_whole_run(photos, capsys):
                                                            "optimised.png"]
     with Image.open("o/figure.png") as figure, Image.open("o/optimised.png") as optimised:
         assert figure.size == (264 * 4, 282 * 3) and optimised.size == (48, 32)
-    assert not state("o/network.pt")["args"]["style_layers"] == ""
+    assert state("o/network.pt")["args"]["style_layers"] == "relu1_2 relu2_2"
 
 
 def test_without_photos_pictures_or_network(capsys, monkeypatch):
@@ -321,23 +325,27 @@ def test_a_checkpoint_knows_its_own_net(photos, flags):
     with Image.open("applied/01_styled.png") as styled:
         assert styled.size == (96, 96)
     run("two", "--data", str(photos), "--init", "one/network.pt")  # goes on from it
-    assert state("two/network.pt")["args"][flags[0][2:]] == state("one/network.pt")["args"][flags[0][2:]]
+    saved = [state(f"{name}/network.pt")["args"][flags[0][2:]] for name in ("one", "two")]
+    assert saved[0] == saved[1] != vars(style.get_args(TINY))[flags[0][2:]]
 
 
-def test_flags_that_change_the_result(photos):
+def test_flags_that_change_the_result(photos, monkeypatch):
     Image.fromarray(photos_of(1, 40, 8)[0][1]).save("style.png")
+    monkeypatch.setattr(style, "optimize", lambda x, *_: (x, torch.ones(3)))  # not looked at here
+    noise = lambda rng, side: rng.integers(0, 255, (side, side, 3), np.uint8)  # noqa: E731
+    monkeypatch.setattr(style, "painting", noise)  # drawn faster
+
     def weights(*flags):
         run("one", "--data", str(photos), *flags)
         return state("one/network.pt")["model"]["layers.0.weight"]
     base = weights()
     assert torch.equal(base, weights()) and torch.equal(base, weights("--content", "style.png"))
     for flags in (["--lr", "1e-4"], ["--seed", "2"], ["--keep", "0.5"], ["--batch-size", "3"],
-                  ["--size", "40"], ["--steps", "3"], ["--style", "style.png"], ["--style-size", "48"],
-                  ["--style-weight", "3"], ["--content-weight", "3"], ["--tv", "3"], ["--vgg", "19"],
-                  ["--style-layers", "relu1_1"], ["--content-layer", "relu1_1"],
+                  ["--size", "40"], ["--steps", "3"], ["--style", "style.png"],
+                  ["--style-size", "48"], ["--style-weight", "3"],
+                  ["--tv", "3"], ["--style-layers", "relu1_1"], ["--content-layer", "relu1_1"],
                   ["--padding", "crop"], ["--norm", "batch"]):
-        if flags[0] != "--vgg":  # the first layers of both, with random weights, are the same
-            assert not torch.equal(base, weights(*flags)), flags
+        assert not torch.equal(base, weights(*flags)), flags
 
 
 def test_stopped_and_resumed_is_never_stopped(photos, monkeypatch):
@@ -345,16 +353,16 @@ def test_stopped_and_resumed_is_never_stopped(photos, monkeypatch):
     run("whole", *flags)
     step, steps_done = torch.optim.Adam.step, []
 
-    def press(self, *args):  # Ctrl-C in the middle of the second step
+    def press(self, *args):  # Ctrl-C in the middle of the third step, which is not due to be saved
         step(self, *args)
         steps_done.append(1)
-        if len(steps_done) == 2:
+        if len(steps_done) == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(torch.optim.Adam, "step", press)
-    with pytest.raises(SystemExit, match="stopped at step 2.*--resume"):
+    with pytest.raises(SystemExit, match="stopped at step 3.*--resume"):
         run("halves", *flags)
-    assert state("halves/network.pt")["step"] == 2
+    assert state("halves/network.pt")["step"] == 3
     style.main(["--out", "halves", "--resume"])  # its settings are those of the stopped run
     assert same(state("whole/network.pt"), state("halves/network.pt"))
 
@@ -374,9 +382,13 @@ def test_two_ranks_are_one_with_twice_the_batch(photos):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("step      4/4") == 1 and done.stdout.count("figure:") == 1
     style.main(["--out", "one", *flags, "--batch-size", "2"])
-    a, b = state("two/network.pt"), state("one/network.pt")
-    for key, value in a["model"].items():
-        torch.testing.assert_close(value, b["model"][key], atol=2e-3, rtol=2e-2)
+    style.main(["--out", "alone", *flags])  # the twin: half of the photos
+    # not the biases: before an instance norm their gradient is nothing but rounding
+    def weights(name):
+        model = state(f"{name}/network.pt")["model"]
+        return torch.cat([v.flatten() for k, v in model.items() if k.endswith("weight")])
+    two, one, alone = map(weights, ("two", "one", "alone"))
+    assert (two - one).norm() < 0.2 * (alone - one).norm()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(photos, monkeypatch):
@@ -393,6 +405,39 @@ def test_an_earlier_run_is_kept(photos, trained):
     assert len(kept) == 1 and same(state(kept[0]), first) and not same(state(trained), first)
 
 
+def test_training_lowers_the_loss_on_photos_it_has_not_seen(photos):
+    run("out", "--data", str(photos), "--steps", "40", "--batch-size", "2", "--eval-every", "20")
+    totals = [float(line.split(",")[2]) for line in Path("out/log.csv").read_text().splitlines()]
+    assert len(totals) == 3 and totals[2] < totals[1] < totals[0]
+
+
+def test_a_resumed_run_keeps_its_settings_and_its_pictures(photos, capsys):
+    Image.fromarray(photos_of(1, 90)[0][1]).crop((0, 0, 90, 60)).save("photo.jpg")
+    run("o", "--data", str(photos), "--content", "photo.jpg")
+    first = Path("o/optimised.png").read_bytes()
+    style.main(["--out", "o", "--resume", "--style", "photo.jpg"])  # the painting stays generated
+    assert Path("o/optimised.png").read_bytes() == first
+    assert len([p for p in Path("o").iterdir() if p.name.endswith("-optimised.png")]) == 1
+    style.main(["--out", "o", "--resume", "--content", str(photos / "01.png")])  # another photo
+    assert Path("o/optimised.png").read_bytes() != first
+
+
+def test_a_resumed_run_does_not_change_to_random_features(photos, capsys, tmp_path):
+    path = tmp_path / "torch_home/hub/checkpoints/vgg16-397923af.pth"
+    path.parent.mkdir(parents=True)
+    torch.save(VGGFeatures(["relu2_2"], "random").state_dict(), path)
+    run("o", "--data", str(photos), "--weights", "pretrained")
+    path.unlink()
+    assert "put the file at" in fails(style, capsys, "--out", "o", "--resume")
+
+
+def test_the_step_at_which_the_optimiser_equals_the_network(photos, capsys, monkeypatch):
+    for losses, step in (([1e9, 1e9, 0.0, 0.0], "step 2 of 3"), ([1e9] * 4, "step inf of 3")):
+        monkeypatch.setattr(style, "optimize", lambda x, *_: (x, torch.tensor(losses)))
+        run("o", "--data", str(photos), "--optimize-steps", "3")
+        assert capsys.readouterr().out.count(step) == 3
+
+
 # ---- applying
 @pytest.mark.parametrize("mode, saved", [("RGB", "RGB"), ("L", "RGB"), ("RGBA", "RGBA"),
                                          ("P", "RGB"), ("LA", "RGBA")])
@@ -406,29 +451,41 @@ def test_apply_to_every_mode_and_odd_sizes(trained, mode, saved):
     with Image.open("out/style/in_styled.png") as styled:
         assert styled.size == (75, 33) and styled.mode == saved
         if saved == "RGBA":
-            assert np.array_equal(np.asarray(styled.getchannel("A")), np.asarray(photo.getchannel("A")))
+            assert styled.getchannel("A").tobytes() == photo.getchannel("A").tobytes()
 
 
 def test_a_large_photo_is_reduced_and_one_beyond_memory_refused(trained, capsys, monkeypatch):
     Image.fromarray(photos_of(1, 90)[0][1]).crop((0, 0, 90, 60)).save("large.png")
-    style.main(["--apply", "large.png", "--init", str(trained), "--max-side", "45"])
+    style.main(["--apply", "large.png", "--init", str(trained), "--max-side", "60"])
     with Image.open("out/style/large_styled.png") as styled:
-        assert styled.size == (45, 30)
-    assert "--max-side 45" in capsys.readouterr().out
+        assert styled.size == (60, 40)
+    assert "--max-side 60" in capsys.readouterr().out
 
     def forward(self, x):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
     monkeypatch.setattr(style.StyleNet, "forward", forward)
-    assert "lower --max-side" in fails(style, capsys, "--apply", "large.png", "--init", trained,
+    assert "a lower --max-side" in fails(style, capsys, "--apply", "large.png", "--init", trained,
                                        "--out", "other")
+
+
+def test_apply_is_the_net_in_use_not_in_training(photos):
+    run("o", "--data", str(photos), "--norm", "batch")
+    style.main(["--apply", str(photos / "01.png"), "--init", "o/network.pt", "--out", "a"])
+    net = style.StyleNet(4, "reflect", "batch")
+    net.load_state_dict(state("o/network.pt")["model"])
+    x = style.to_tensor(Image.open(photos / "01.png"))[None]
+    with torch.no_grad(), Image.open("a/01_styled.png") as styled:
+        in_training = style.to_image(net.train()(x)[0]).astype(int)
+        in_use = style.to_image(net.eval()(x)[0]).astype(int)
+        assert np.abs(np.asarray(styled) - in_use).max() <= 1 < np.abs(in_training - in_use).max()
 
 
 # ---- every mistake
 @pytest.mark.parametrize("flag, value", [
     ("--steps", 0), ("--batch-size", 0), ("--size", 31), ("--style-size", 8), ("--nf", 0),
     ("--optimize-steps", 0), ("--max-side", 1), ("--lr", 0), ("--lr", "nan"), ("--keep", 0),
-    ("--content-weight", -1), ("--style-weight", -1), ("--tv", -1), ("--seed", -1),
+    ("--style-weight", -1), ("--tv", -1), ("--seed", -1),
     ("--workers", -1), ("--eval-every", 0)])
 def test_numbers_out_of_range(capsys, flag, value):
     assert flag in fails(style, capsys, flag, value)
@@ -453,6 +510,7 @@ def test_pictures_that_are_none(capsys, photos, flag):
 
 
 def test_layers_that_vgg_does_not_have(capsys, photos):
+    assert "no layer" in fails(style, capsys, "--data", photos, *TINY, "--style-layers", "")
     for flags in (["--style-layers", "relu9_9"], ["--content-layer", "relu3_4"]):
         sentence = fails(style, capsys, "--data", photos, *TINY, *flags)
         assert flags[1] in sentence and "relu3_3" in sentence and flags[0] in sentence
@@ -499,7 +557,8 @@ def test_checkpoints_that_are_none(capsys, trained, photos):
 
 def test_out_that_cannot_be_written(capsys, photos):
     Path("file").write_text("")
-    assert "--out file/deeper" in fails(style, capsys, "--data", photos, *TINY, "--out", "file/deeper")
+    for out in ("file", "file/deeper"):
+        assert f"--out {out}" in fails(style, capsys, "--data", photos, *TINY, "--out", out)
 
 
 # ---- real data, opt-in
