@@ -75,12 +75,15 @@ class VGGFeatures(nn.Module):
         self.saved = {name: SaveFeatures(self.features[names.index(name)])
                       for name in dict.fromkeys(layers)}  # named twice, hooked once
 
+    @torch.no_grad()
     def load(self, layers, weights, depth):
         if weights == "random":
             generator = torch.Generator().manual_seed(0)
             for module in self.features:
                 if isinstance(module, nn.Conv2d):
                     nn.init.kaiming_normal_(module.weight, generator=generator)
+                    # Learned kernels are smooth; kernels of white noise make pictures of noise.
+                    module.weight += module.weight.mean((2, 3), keepdim=True)
                     nn.init.zeros_(module.bias)
             return
         if weights != "pretrained":

@@ -31,7 +31,7 @@ def get_args(argv=None):
     add("--max-side", type=int, default=2048, help="with --apply: larger photos are reduced to it")
     add("--resume", action="store_true", help="go on with the run in --out, with its settings")
     add("--steps", type=int, default=240, help="training steps of the network")
-    add("--optimize-steps", type=int, default=100, help="steps to optimise one photo's pixels")
+    add("--optimize-steps", type=int, default=60, help="steps to optimise one photo's pixels")
     add("--batch-size", type=int, default=1, help="crops a step, on each device")
     add("--size", type=int, default=192, help="short side of the photos, side of training crops")
     add("--style-size", type=int, default=256, help="side of the style picture")
@@ -119,7 +119,7 @@ def painting(rng, side):
     canvas, hues = 2 * side, 255 * rng.random((5, 3))
     waves, phases = 12 * np.exp(2j * math.pi * rng.random(6)), 2 * math.pi * rng.random(6)
     draw = ImageDraw.Draw(image := Image.new("RGB", (canvas, canvas)))
-    for width in (0.03, 0.015, 0.008):  # coarse strokes first, as a painter would
+    for width in (0.06, 0.03, 0.016):  # coarse strokes first, as a painter would
         path = [(1.4 * rng.random((int(1 / width**2), 2)) - 0.2) @ (1, 1j)]  # points z = x + iy
         for _ in range(10):  # a smooth random flow: the mean of some waves
             flow = np.cos(np.multiply.outer(path[-1], waves).real + phases).mean(-1)
