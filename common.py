@@ -43,7 +43,7 @@ class VGGFeatures(nn.Module):
     """Activations of a frozen VGG, cut after the last layer asked for: nothing runs in vain.
 
     layers: names such as "relu1_2" or "conv4_1"; weights: "pretrained" (torchvision's file, from
-    the torch hub cache or downloaded) or "random" (He initialisation, the same in every run);
+    the torch hub cache or downloaded) or "random" (He, smoothed, the same in every run);
     depth: 16 or 19. forward(x): (B, 3, H, W) in [0, 1] -> {name: (B, C, H', W')}; normalises
     inside; gradients reach x, never the weights; at least float32, also under autocast.
     Raises ValueError for an unknown layer or a file that lacks one, OSError if there is no file.
@@ -72,8 +72,8 @@ class VGGFeatures(nn.Module):
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), False)
         self.load(layers, weights, depth)
         self.eval().requires_grad_(False)
-        self.saved = {name: SaveFeatures(self.features[names.index(name)])
-                      for name in dict.fromkeys(layers)}  # named twice, hooked once
+        unique = dict.fromkeys(layers)  # a layer named twice is hooked once
+        self.saved = {n: SaveFeatures(self.features[names.index(n)]) for n in unique}
 
     @torch.no_grad()
     def load(self, layers, weights, depth):
@@ -82,8 +82,7 @@ class VGGFeatures(nn.Module):
             for module in self.features:
                 if isinstance(module, nn.Conv2d):
                     nn.init.kaiming_normal_(module.weight, generator=generator)
-                    # Learned kernels are smooth; kernels of white noise make pictures of noise.
-                    module.weight += module.weight.mean((2, 3), keepdim=True)
+                    module.weight += module.weight.mean((2, 3), True)  # smooth, as learned ones are
                     nn.init.zeros_(module.bias)
             return
         if weights != "pretrained":
