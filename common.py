@@ -43,7 +43,7 @@ class VGGFeatures(nn.Module):
     """Activations of a frozen VGG, cut after the last layer asked for: nothing runs in vain.
 
     layers: names such as "relu1_2" or "conv4_1"; weights: "pretrained" (torchvision's file, from
-    the torch hub cache or downloaded) or "random" (He, smoothed, the same in every run);
+    the torch hub cache or downloaded) or "random" (He, smoothed as learned kernels are);
     depth: 16 or 19. forward(x): (B, 3, H, W) in [0, 1] -> {name: (B, C, H', W')}; normalises
     inside; gradients reach x, never the weights; at least float32, also under autocast.
     Raises ValueError for an unknown layer or a file that lacks one, OSError if there is no file.
@@ -82,7 +82,7 @@ class VGGFeatures(nn.Module):
             for module in self.features:
                 if isinstance(module, nn.Conv2d):
                     nn.init.kaiming_normal_(module.weight, generator=generator)
-                    module.weight += module.weight.mean((2, 3), True)  # smooth, as learned ones are
+                    module.weight += module.weight.mean((2, 3), keepdim=True)  # smooth
                     nn.init.zeros_(module.bias)
             return
         if weights != "pretrained":

@@ -173,9 +173,9 @@ class StyleNet(nn.Module):
             nn.Upsample(scale_factor=2), *conv(2 * nf, nf, 3),      # (B, nf,     H,     W)
             *conv(nf, 3, 9, pad=4)[:1])                             # (B, 3,      H,     W)
     def forward(self, x):
-        H, W = x.shape[2:]
-        pad = self.margin, self.margin + -W % 4, self.margin, self.margin + -H % 4
-        x = nn.functional.pad(x, pad, "reflect" if min(H, W) > 43 else "replicate")  # < side
+        (H, W), m = x.shape[2:], self.margin
+        pad = m, m + -W % 4, m, m + -H % 4  # to multiples of 4: it goes to a quarter and back
+        x = nn.functional.pad(x, pad, "reflect" if min(H, W) > max(pad) else "replicate")
         return self.layers(x)[..., :H, :W].sigmoid()  # bounded; the paper: a scaled tanh, the same
 # %% 4. Loss: content and style as VGG sees them (Gatys 2016, eq. 1 and 5; Johnson 2016, 3.2)
 def relative(x, y):

@@ -1,5 +1,7 @@
 """Tests run from anywhere, on the CPU, with no network and no file outside the repository."""
 import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -75,3 +77,27 @@ def fails(script, capsys, *argv):
     sentence = status if isinstance(status, str) else capsys.readouterr().err
     assert status == 2 or isinstance(status, str) and "\n" not in status and len(status) < 500
     return sentence
+
+
+@pytest.fixture
+def ctrl_c(monkeypatch):
+    """Ctrl-C in the middle of the third step, which is not due to be saved; the steps taken."""
+    step, steps_done = torch.optim.Adam.step, []
+
+    def press(self, *args):
+        step(self, *args)
+        steps_done.append(1)
+        if len(steps_done) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return steps_done, lambda: monkeypatch.setattr(torch.optim.Adam, "step", press)
+
+
+def two_ranks(script, *flags):
+    """What a run of two processes prints."""
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone",
+                           "--nproc_per_node=2", str(ROOT / script), *flags],
+                          env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=100,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

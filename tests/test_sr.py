@@ -2,8 +2,6 @@
 import math
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +12,7 @@ from PIL import Image
 
 import sr
 from common import VGGFeatures
-from conftest import ROOT, TINY, same, state
+from conftest import TINY, same, state, two_ranks
 
 
 def leaves(n, side=96, seed=3):
@@ -320,17 +318,10 @@ def test_checkpoint_is_one_dict_of_plain_types(trained):
     assert not list(trained.parent.glob("*.tmp"))
 
 
-def test_stopped_and_resumed_is_never_stopped(photos, monkeypatch):
+def test_stopped_and_resumed_is_never_stopped(photos, ctrl_c):
     run("whole", "--data", str(photos))
-    step, steps_done = torch.optim.Adam.step, []
-
-    def press(self, *args):  # Ctrl-C in the middle of the third step, which is not due to be saved
-        step(self, *args)
-        steps_done.append(1)
-        if len(steps_done) == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(torch.optim.Adam, "step", press)
+    steps_done, arm = ctrl_c
+    arm()
     with pytest.raises(SystemExit, match="stopped at step 3.*--resume"):
         run("halves", "--data", str(photos))
     assert state("halves/pixel.pt")["step"] == 3
@@ -363,12 +354,8 @@ def test_same_bits_for_any_number_of_workers(photos):
 
 def test_two_ranks_are_one_with_twice_the_batch(photos):
     flags = ["--data", str(photos), *TINY]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone",
-                           "--nproc_per_node=2", str(ROOT / "sr.py"), "--out", "two", *flags],
-                          env=env, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("step      4/4") == 1  # rank 0 speaks for both
+    printed = two_ranks("sr.py", "--out", "two", *flags)
+    assert printed.count("step      4/4") == 1  # rank 0 speaks for both
     sr.main(["--out", "one", *flags, "--batch-size", "4"])
     sr.main(["--out", "alone", *flags])  # the twin: half of the crops
     two, one, alone = (torch.cat([v.flatten() for v in state(f"{name}/pixel.pt")["model"].values()])

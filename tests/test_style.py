@@ -1,8 +1,4 @@
 """style.py: parity, invariants, claims with a twin that fails, learning, the command line."""
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +9,7 @@ from torch import nn
 
 import style
 from common import VGGFeatures, gram_matrix
-from conftest import ROOT, fails, same, state
+from conftest import fails, same, state, two_ranks
 
 TINY = ["--steps", "4", "--optimize-steps", "2", "--batch-size", "1", "--size", "32", "--nf", "4",
         "--style-size", "32", "--style-layers", "relu1_2", "relu2_2", "--content-layer", "relu2_2",
@@ -348,18 +344,11 @@ def test_flags_that_change_the_result(photos, monkeypatch):
         assert not torch.equal(base, weights(*flags)), flags
 
 
-def test_stopped_and_resumed_is_never_stopped(photos, monkeypatch):
+def test_stopped_and_resumed_is_never_stopped(photos, ctrl_c):
     flags = ["--data", str(photos), "--norm", "batch"]
     run("whole", *flags)
-    step, steps_done = torch.optim.Adam.step, []
-
-    def press(self, *args):  # Ctrl-C in the middle of the third step, which is not due to be saved
-        step(self, *args)
-        steps_done.append(1)
-        if len(steps_done) == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(torch.optim.Adam, "step", press)
+    steps_done, arm = ctrl_c
+    arm()
     with pytest.raises(SystemExit, match="stopped at step 3.*--resume"):
         run("halves", *flags)
     assert state("halves/network.pt")["step"] == 3
@@ -375,12 +364,8 @@ def test_same_bits_for_any_number_of_workers(photos):
 
 def test_two_ranks_are_one_with_twice_the_batch(photos):
     flags = ["--data", str(photos), *TINY]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone",
-                           "--nproc_per_node=2", str(ROOT / "style.py"), "--out", "two", *flags],
-                          env=env, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("step      4/4") == 1 and done.stdout.count("figure:") == 1
+    printed = two_ranks("style.py", "--out", "two", *flags)
+    assert printed.count("step      4/4") == 1 and printed.count("figure:") == 1
     style.main(["--out", "one", *flags, "--batch-size", "2"])
     style.main(["--out", "alone", *flags])  # the twin: half of the photos
     # not the biases: before an instance norm their gradient is nothing but rounding
