@@ -25,7 +25,7 @@ RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1
 def get_args(argv=None):
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
-    add("--data", default="imagenet_sample", help="folder of photos, at any depth")
+    add("--data", default="imagenet_sample", help="folder to train on; README has the layouts")
     add("--out", default="out/sr", help="folder for everything that a run writes")
     add("--init", help="checkpoint to use, or to start training from")
     add("--apply", nargs="+", default=[], metavar="PHOTO", help="enlarge photos with --init, stop")

@@ -22,7 +22,7 @@ RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1
 def get_args(argv=None):
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
-    add("--data", default="imagenet_sample", help="folder of photos, at any depth")
+    add("--data", default="imagenet_sample", help="folder to train on; README has the layouts")
     add("--style", default="", help="picture with the style (its upper right); none: generated")
     add("--content", default="", help="photo to stylise in the end; none: generated")
     add("--out", default="out/style", help="folder for everything that a run writes")
