@@ -39,7 +39,7 @@ def get_args(argv=None):
     add("--device", default="auto", help="auto, cpu, cuda, mps ...")
     add("--workers", type=int, default=0, help="processes that load data")
     add("--eval-every", type=int, default=110, help="steps between validations, each saved")
-    add("--weights", choices=("pretrained", "random"), default="pretrained", help="of the ResNet")
+    add("--weights", choices=("pretrained", "random"), default="pretrained", help="of VGG / ResNet")
     args = parser.parse_args(argv, argparse.Namespace(script="seg", net="", size=0, classes=""))
     for name, least in dict(nf=2, steps=1, batch_size=1, eval_every=1, lr=1e-9, seed=0).items():
         check(getattr(args, name) >= least, f"--{name.replace('_', '-')} takes {least} or more")

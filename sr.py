@@ -13,9 +13,7 @@ of JPEG photos for DIV2K; the feature loss refines a trained net instead of trai
 import argparse, copy, math, os, signal, time
 from functools import partial
 from pathlib import Path
-import numpy as np
-import torch
-import torch.nn.functional as F
+import numpy as np, torch, torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 from torch import distributed as dist, nn
 from torch.utils.data import DataLoader, Dataset
@@ -46,7 +44,7 @@ def get_args(argv=None):
     add("--device", default="auto", help="auto, cpu, cuda, mps ...")
     add("--workers", type=int, default=0, help="processes that load data")
     add("--eval-every", type=int, default=500, help="steps between validations, each saved")
-    add("--weights", choices=("pretrained", "random"), default="pretrained", help="of the VGG")
+    add("--weights", choices=("pretrained", "random"), default="pretrained", help="of VGG / ResNet")
     add("--match-histogram", action="store_true", help="with --apply: keep the photo's colours")
     args = parser.parse_args(argv, argparse.Namespace(script="sr", frozen=0))
     for name, least in dict(steps=1, feature_steps=0, batch_size=1, size=32, nf=1, blocks=1, tv=0,

@@ -11,8 +11,7 @@ channels; minutes for hours; relative losses, so that weights mean the same for 
 """
 import argparse, math, os, signal, time
 from pathlib import Path
-import numpy as np
-import torch
+import numpy as np, torch
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 from torch import distributed as dist, nn
 from torch.utils.data import DataLoader, Dataset
@@ -50,7 +49,7 @@ def get_args(argv=None):
     add("--device", default="auto", help="auto, cpu, cuda, mps ...")
     add("--workers", type=int, default=0, help="processes that load data")
     add("--eval-every", type=int, default=80, help="steps between validations, each saved")
-    add("--weights", choices=("pretrained", "random"), default="pretrained", help="of the VGG")
+    add("--weights", choices=("pretrained", "random"), default="pretrained", help="of VGG / ResNet")
     args = parser.parse_args(argv, argparse.Namespace(script="style"))
     for name, least in dict(steps=1, optimize_steps=1, batch_size=1, size=32, style_size=32, nf=1,
                             max_side=32, style_weight=0, tv=0, lr=1e-9, keep=1e-9,
