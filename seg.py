@@ -27,7 +27,7 @@ def get_args(argv=None):
     add("--find-lr", action="store_true", help="try learning rates on the first net, stop")
     add("--resume", action="store_true", help="go on with the run in --out, with its settings")
     add("--model", nargs="+", choices=("simple", "unet", "fcn"),
-        default=["simple", "unet"], help="nets to train")
+        default=["simple", "unet"], help="nets to train (with --init: its own)")
     add("--encoder", type=int, choices=(18, 34), default=18, help="depth of the ResNet")
     add("--nf", type=int, default=256, help="feature channels of the head")
     add("--sizes", type=int, nargs="+", default=[64], help="short sides of the photos, in turn")
@@ -90,7 +90,7 @@ def car(rng, side):
 def load_pairs(folder, size, seed=0):
     """[(group, mask file, photo, mask)] of short side `size`; group: "val", or name up to its _."""
     if folder == "carvana" and not Path(folder).exists():
-        print(f"no {folder} here: generated cars take its place. To get it, with Kaggle's client:\n"
+        print(f"no {folder} here: generated cars take its place. To get it (and unzip all):\n"
               f"kaggle competitions download -c carvana-image-masking-challenge -p {folder}")
         return [(f"car {i}", "generated", *pair) for i in range(50)
                 for pair in car(np.random.default_rng([seed, i]), size)]
@@ -117,12 +117,12 @@ def split(pairs, ignore=None, classes=""):
     every fifth group, so that no car is on both sides, validates. Masks become class indices."""
     groups = sorted({pair[0] for pair in pairs})
     held = {"val"} if "val" in groups else groups[::5]
-    check(0 < len(held) < len(groups), f"{len(groups)} group (name up to its _): it takes two")
+    check(0 < len(held) < len(groups), f"{len(groups)} group (name up to the last _): it takes 2")
     values = [{*np.unique(mask).tolist()} for _, _, _, mask in pairs]
     seen = set().union(*(v for v, pair in zip(values, pairs) if pair[0] not in held))
-    ignore = {255, 11 if ignore is None and "annot" in f"{pairs[0][1]}" else ignore}
+    ignore = {255, 11 if ignore is None and "annot" in Path(pairs[0][1]).parent.name else ignore}
     classes = [*map(int, classes.split())] or sorted(seen if seen <= {0, 255} else seen - ignore)
-    check(len(classes) > 1, f"the masks hold {classes} only, but it takes two classes")
+    check(len({*classes} & seen) > 1, f"masks hold {sorted(seen)}: not two of classes {classes}")
     for (_, file, _, _), v in zip(pairs, values):
         check(v <= {*classes, *ignore}, f"{file} holds {v}; classes: {classes}; see --ignore")
     table = [classes.index(v) if v in classes else IGNORE for v in range(256)]
@@ -279,12 +279,12 @@ def train(model, crops, path, frozen, args):  # Ctrl-C saves, then ends the run
     for step in range(start, steps + 1):
         args.size = [*crops.data][max(0, step - 1) // args.steps]  # so far
         due = stop or step in (frozen, steps) or step % args.eval_every == 0
-        if step > start and (due or step % math.ceil(args.eval_every / 5) == 0):
+        if step > start and not curve and (due or step % math.ceil(args.eval_every / 5) == 0):
             pace = (step - start) / (time.time() - clock)
             print(f"step {step:6}/{steps} | loss {loss.item():.4f} | {pace * batch:.1f} img/s | "
                   f"{(steps - step) / pace:.0f} s left")
             check(math.isfinite(loss.item()), f"the loss is {loss}: lower --lr; last good: {path}")
-        if due and RANK == 0 and not args.find_lr:
+        if due and RANK == 0 and not args.find_lr and (step > start or not start):
             save_checkpoint(path, model, optimizer, step, args)
             cm = evaluate(model, crops.data[args.size][1], args)
             now, base = metrics(cm), metrics(baseline(cm))
@@ -292,7 +292,7 @@ def train(model, crops, path, frozen, args):  # Ctrl-C saves, then ends the run
                   f" ({base[1]:.4f}) IoU {now[2]:.4f} ({base[2]:.4f}) | saved {path}")
             path.with_name("log.csv").open("a").write("%s,%d,%d,%.5f,%.4f,%.4f,%.4f,%.0f\n" % (
                 path.stem, args.size, step, loss.item(), *now, time.time() - clock))
-            check(not stop, f"stopped at step {step}: the same command with --resume goes on")
+        check(not (due and stop), f"stopped at step {step}: the same command with --resume goes on")
         if step == steps: break
         if step in (start, frozen):
             e.requires_grad_(step >= frozen)
@@ -313,7 +313,7 @@ def train(model, crops, path, frozen, args):  # Ctrl-C saves, then ends the run
             print(f"lr {lr:.1e} {loss:.3f} {'#' * int(min(50, 40 * loss))} try {min(curve)[1]:.0e}")
     signal.signal(signal.SIGINT, lambda *_: check(False, "stopped: --resume does what is left"))
 # %% 7. Use it
-COLOURS = np.random.default_rng(3).integers(0, 256, (256, 3), np.uint8) * np.uint8([0, 1, 1])
+COLOURS = (np.random.default_rng(75).integers(0, 256, (256, 3)) // (2, 1, 1)).astype(np.uint8)
 def overlay(photo, pred, truth):  # all classes but the first in colour, errors in red
     image = np.where(pred[..., None] > 0, np.asarray(photo) // 2 + COLOURS[pred] // 2, photo)
     image[(pred != truth) & (truth != IGNORE)] = 255, 0, 0
@@ -357,15 +357,15 @@ def main(argv=None):
     start = left if args.resume and not args.apply else args.init
     checkpoint = load_checkpoint(start, "seg") if start else {"args": {}}
     device, args.bf16 = get_device(args.device)  # ranks wait here: all have read the checkpoint
-    here = {"out", "resume", "device", "bf16", "workers"}  # a stopped run has all other settings,
+    here = {"out", "resume", "device", "bf16", "workers", "find_lr"}  # a stopped run has the rest,
     own = {"net", "encoder", "nf", "classes", "weights", "size"}  # a checkpoint those of its net
     vars(args).update({k: v for k, v in checkpoint["args"].items()
                        if k in own or args.resume and k not in here})
     nets, sizes = {}, [int(size) for size in args.sizes.split()]
     if not args.apply:
-        data = {n: split(load_pairs(args.data, n, args.seed), args.ignore, args.classes)
-                for n in sizes}
-        args.classes = data[sizes[0]][2]
+        data = {n: load_pairs(args.data, n, args.seed) for n in sizes}
+        for n in sizes[::-1]:  # the largest shows all classes, the others have the same
+            *_, args.classes = data[n] = split(data[n], args.ignore, args.classes)
         for path in filter(Path.exists, files):
             if RANK == 0 and not args.find_lr and (not args.resume or path.suffix == ".png"):
                 print("kept", path.rename(out / f"{time.time():.0f}-{path.name}"))
@@ -374,7 +374,7 @@ def main(argv=None):
         model = Segmenter(args.net, args.encoder, args.nf, len(args.classes.split()))
         if args.init:
             model.load_state_dict(checkpoint["model"])
-        elif args.weights == "pretrained":
+        elif args.weights == "pretrained" and not args.resume * (out / f"{args.net}.pt").exists():
             socket.setdefaulttimeout(5)  # torch.hub sets none: behind a firewall it would hang
             try:
                 url = f"https://download.pytorch.org/models/{FILES[args.encoder]}"
@@ -385,7 +385,7 @@ def main(argv=None):
                       f"To change that, put the file into {torch.hub.get_dir()}/checkpoints")
                 args.weights = "random"
         nets[args.net] = model.to(device, memory_format=torch.channels_last)
-        if args.apply: return apply(model, args.apply, out, args)
+        if args.apply: return RANK or apply(model, args.apply, out, args)
         frozen = args.steps // 4 if args.weights == "pretrained" and not args.init else 0
         crops = Crops(data, args.steps * args.batch_size * WORLD, args.seed)
         train(model, crops, out / f"{args.net}.pt", frozen, args)
@@ -393,7 +393,7 @@ def main(argv=None):
         print("net, size, step, loss, accuracy, Dice, IoU, seconds\n" + files[-1].read_text())
         val = data[sizes[-1]][1]
         dice = [metrics(matrix[None])[1] for matrix in evaluate(model, val, args)]
-        draw_figure(files[3], nets, [*val[::len(val) // 3 + 1], val[np.argmin(dice)]], args.bf16)
+        draw_figure(files[3], nets, [*val[::len(val) // 3 + 1], val[np.nanargmin(dice)]], args.bf16)
         print(f"figure: {files[3]}")
 if __name__ == "__main__":
     main()

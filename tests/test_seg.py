@@ -184,6 +184,7 @@ def test_evaluate_counts_every_pixel_with_a_label():
     masked = [(val[0][0], val[0][1].point(lambda v: seg.IGNORE if v == 1 else v)), *val[1:]]
     whole, part = (seg.evaluate(net, pairs, args) for pairs in (val, masked))
     assert whole.shape == (4, 2, 2) and (whole.sum((1, 2)) == 48 * 48).all()
+    assert whole[0].sum(1).tolist() == np.bincount(np.ravel(val[0][1]), minlength=2).tolist()
     assert part[0].sum() == np.sum(np.array(val[0][1]) == 0) and torch.equal(part[1:], whole[1:])
     single = torch.cat([seg.evaluate(net, [pair], args) for pair in val])
     assert torch.equal(single, whole)
@@ -224,11 +225,8 @@ def test_masks_keep_their_values_through_resize_and_rotation():
     assert min(small.size) == 64 and {*np.unique(small)} == {0, 3, 7}
     soft = mask.resize(small.size, Image.BILINEAR)  # the twin
     assert not {*np.unique(soft)} <= {0, 3, 7}
-    train, _, classes = seg.split([("a", "", photo, small), ("b", "", photo, small)])
-    assert classes == "0 3 7"
-    crops = seg.Crops({64: (train, [])}, 1000)
-    for n in range(8):
-        assert {*crops[n][1].unique().tolist()} <= {0, 1, 2, seg.IGNORE}
+    crops = seg.Crops({64: ([(photo, small)], [])}, 1000)
+    assert {v for n in range(8) for v in crops[n][1].unique().tolist()} == {0, 3, 7, seg.IGNORE}
 
 
 def test_photo_and_mask_turn_flip_and_shift_together():
@@ -275,6 +273,19 @@ def test_the_three_layouts(tmp_path, capsys):
     assert (len(train), len(val), classes) == (8, 4, "0 3")
     assert seg.IGNORE in {v for _, mask in train for v in np.unique(mask)}
     assert seg.split(pairs, ignore=12)[2] == "0 3 11"
+
+
+def test_all_sizes_have_the_classes_of_the_largest(tmp_path):
+    """A line of one pixel is lost at 32 px; the class after it must not move up."""
+    root = write(tmp_path / "thin", "images", "masks", ".png", scale=9, side=96)
+    for path in (root / "masks").iterdir():
+        mask = np.array(Image.open(path))
+        mask[0] = 4
+        Image.fromarray(mask).save(path)
+    small = seg.load_pairs(root, 32)
+    assert seg.split(small)[2] == "0 9"
+    assert state(run("o", "--data", root, "--model", "fcn", "--sizes", 32, 96, "--steps", 1)
+                 / "fcn.pt")["args"]["classes"] == "0 4 9"
 
 
 def test_a_palette_mask_keeps_its_indices(tmp_path):
@@ -347,6 +358,8 @@ def test_stopped_and_resumed_is_the_same_as_never_stopped(carvana, ctrl_c, capsy
     seg.main(["--out", "stopped", "--resume", "--device", "cpu"])
     for name in ("simple.pt", "unet.pt"):
         assert same(state(whole / name), state(Path("stopped") / name)), name
+    rows = [row.split(",")[:3] for row in Path("stopped/log.csv").read_text().splitlines()]
+    assert len(rows) == len({tuple(row) for row in rows}) and rows[-1] == ["unet", "40", "4"]
     assert Path("stopped/figure.png").exists()
 
 
@@ -409,7 +422,10 @@ def test_without_a_download_the_encoder_is_random_and_says_so(carvana, capsys):
 def test_find_lr_prints_a_curve_and_a_suggestion(carvana, capsys):
     run("o", "--data", carvana, "--find-lr", "--steps", 20)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("lr ")]
-    assert len(lines) == 20 and lines[0].startswith("lr 1.0e-05") and " try " in lines[-1]
+    assert len(lines) == 20 and lines[0].startswith("lr 1.0e-05")
+    rates, losses = zip(*[map(float, line.split()[1:3]) for line in lines])
+    best = rates[losses.index(min(losses))]
+    assert float(lines[-1].split()[-1]) == pytest.approx(best / 5, rel=0.15)
     assert not Path("o/simple.pt").exists()
 
 
@@ -436,7 +452,18 @@ def test_apply_writes_mask_and_overlay_at_the_photos_size(carvana, capsys):
     assert "small.png has a side below 32 px" in fails(seg, capsys, *argv)
 
 
-def test_apply_writes_the_values_of_many_classes(tmp_path):
+def test_overlay_is_red_where_a_label_was_missed_and_only_there():
+    photo = Image.new("RGB", (4, 2), (200, 200, 200))
+    truth = np.array([[0, 1, 2, seg.IGNORE], [0, 1, 2, 0]], np.uint8)
+    pred = np.array([[0, 1, 2, 1], [1, 0, 2, 2]], np.uint8)
+    image = np.asarray(seg.overlay(photo, pred, truth))
+    red = (image == (255, 0, 0)).all(2)
+    assert (red == [[0, 0, 0, 0], [1, 1, 0, 1]]).all()
+    assert (image[0, 0] == 200).all()  # the first class keeps the photo
+    assert len({tuple(image[0, i]) for i in (0, 1, 2)}) == 3
+
+
+def test_apply_writes_the_values_of_many_classes(tmp_path, monkeypatch):
     root = write(tmp_path / "many", "images", "masks", ".png", scale=9)
     for path in (root / "masks").iterdir():
         mask = np.array(Image.open(path))
@@ -445,9 +472,11 @@ def test_apply_writes_the_values_of_many_classes(tmp_path):
     out = run("o", "--data", root, "--model", "fcn")
     assert state(out / "fcn.pt")["args"]["classes"] == "0 4 9"
     photo = next((root / "images").iterdir())
+    pattern = np.random.default_rng(0).integers(0, 3, (48, 48), np.uint8)
+    monkeypatch.setattr(seg, "predict", lambda *args: pattern)
     seg.main(["--apply", str(photo), "--init", str(out / "fcn.pt"), "--out", "m"])
     with Image.open(f"m/{photo.stem}_mask.png") as mask:
-        assert mask.mode == "P" and {*np.unique(np.array(mask))} <= {0, 4, 9}
+        assert mask.mode == "P" and np.array_equal(np.array(mask), np.array([0, 4, 9])[pattern])
 
 
 def test_training_goes_on_from_a_checkpoint_with_its_own_net(carvana, capsys):
@@ -513,6 +542,8 @@ def test_values_outside_the_classes_name_the_file(tmp_path, capsys):
     other = write(tmp_path / "e", "images", "masks", ".png", scale=7)
     sentence = fails(seg, capsys, *TINY, "--data", other, "--init", "o/simple.pt")
     assert "7" in sentence and "[0, 1]" in sentence
+    white = write(tmp_path / "w", "images", "masks", ".png", scale=255)  # 255 is no class of it
+    assert "255" in fails(seg, capsys, *TINY, "--data", white, "--init", "o/simple.pt")
     blank = write(tmp_path / "f", "images", "masks", ".png", scale=0)
     assert "[0]" in fails(seg, capsys, *TINY, "--data", blank)
 
