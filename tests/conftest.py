@@ -1,8 +1,10 @@
 """Tests run from anywhere, on the CPU, with no network and no file outside the repository."""
+import importlib
 import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import sr  # noqa: E402
+
+torch.set_num_threads(1)  # the nets here are tiny, and two_ranks has the other cores
 
 
 @pytest.fixture(autouse=True)
@@ -29,15 +33,18 @@ def isolated(tmp_path, monkeypatch):
     torch.manual_seed(0)
 
 
-@pytest.fixture
-def photos(tmp_path):
-    """A folder of 24 generated photos, 96 px, as PNG and JPEG, some of them one level down."""
-    folder = tmp_path / "photos"
+def write_photos(folder):
+    """24 generated photos, 96 px, as PNG and JPEG, some of them one level down."""
     (folder / "deeper").mkdir(parents=True)
     for i in range(24):
         photo = Image.fromarray(sr.dead_leaves(np.random.default_rng([7, i]), 96))
         photo.save(folder / (f"deeper/{i:02}.jpg" if i % 3 == 0 else f"{i:02}.png"), quality=95)
     return folder
+
+
+@pytest.fixture
+def photos(tmp_path):
+    return write_photos(tmp_path / "photos")
 
 
 @pytest.fixture
@@ -93,11 +100,32 @@ def ctrl_c(monkeypatch):
     return steps_done, lambda: monkeypatch.setattr(torch.optim.Adam, "step", press)
 
 
-def two_ranks(script, *flags):
-    """What a run of two processes prints."""
+def run_two_ranks(name, folder):
+    """Run a script in two processes on folder/data, into folder/two; returns what it prints."""
+    test = importlib.import_module(f"test_{name}")
+    (test.write if name == "seg" else write_photos)(folder / "data")
     done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone",
-                           "--nproc_per_node=2", str(ROOT / script), *flags],
-                          env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=100,
-                          capture_output=True, text=True)
+                           "--nproc_per_node=2", str(ROOT / f"{name}.py"), "--data", "data",
+                           "--out", "two", *test.TINY], cwd=folder, timeout=200, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ranks(request, tmp_path_factory):
+    """{script: (folder, future)}: runs of two processes, one after the other, beside the tests."""
+    wanted = {item.module.__name__.removeprefix("test_") for item in request.session.items
+              if "two_ranks" in getattr(item, "fixturenames", ())}
+    with ThreadPoolExecutor(1) as executor:
+        folders = {name: tmp_path_factory.mktemp(name) for name in sorted(wanted)}
+        yield {name: (folder, executor.submit(run_two_ranks, name, folder))
+               for name, folder in folders.items()}
+
+
+@pytest.fixture
+def two_ranks(request, ranks, monkeypatch):
+    """What the run of two processes printed; it lies in ./two, its data in ./data."""
+    folder, future = ranks[request.module.__name__.removeprefix("test_")]
+    monkeypatch.chdir(folder)
+    return future.result()

@@ -12,7 +12,7 @@ from PIL import Image
 
 import sr
 from common import VGGFeatures
-from conftest import TINY, same, state, two_ranks
+from conftest import TINY, same, state
 
 
 def leaves(n, side=96, seed=3):
@@ -352,10 +352,9 @@ def test_same_bits_for_any_number_of_workers(photos):
     assert same(state("none/pixel.pt"), state("two/pixel.pt"))
 
 
-def test_two_ranks_are_one_with_twice_the_batch(photos):
-    flags = ["--data", str(photos), *TINY]
-    printed = two_ranks("sr.py", "--out", "two", *flags)
-    assert printed.count("step      4/4") == 1  # rank 0 speaks for both
+def test_two_ranks_are_one_with_twice_the_batch(two_ranks):
+    flags = ["--data", "data", *TINY]
+    assert two_ranks.count("step      4/4") == 1  # rank 0 speaks for both
     sr.main(["--out", "one", *flags, "--batch-size", "4"])
     sr.main(["--out", "alone", *flags])  # the twin: half of the crops
     two, one, alone = (torch.cat([v.flatten() for v in state(f"{name}/pixel.pt")["model"].values()])
