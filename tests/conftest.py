@@ -1,4 +1,5 @@
 """Tests run from anywhere, on the CPU, with no network and no file outside the repository."""
+import functools
 import importlib
 import os
 import signal
@@ -33,11 +34,15 @@ def isolated(tmp_path, monkeypatch):
     torch.manual_seed(0)
 
 
+@functools.cache
+def generated_photos():
+    return [Image.fromarray(sr.dead_leaves(np.random.default_rng([7, i]), 96)) for i in range(24)]
+
+
 def write_photos(folder):
     """24 generated photos, 96 px, as PNG and JPEG, some of them one level down."""
     (folder / "deeper").mkdir(parents=True)
-    for i in range(24):
-        photo = Image.fromarray(sr.dead_leaves(np.random.default_rng([7, i]), 96))
+    for i, photo in enumerate(generated_photos()):
         photo.save(folder / (f"deeper/{i:02}.jpg" if i % 3 == 0 else f"{i:02}.png"), quality=95)
     return folder
 

@@ -1,4 +1,5 @@
 """seg.py: parity, invariants, claims with a twin that fails, learning, the command line."""
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ TINY = ["--steps", "4", "--batch-size", "2", "--sizes", "32", "--nf", "8", "--en
         "--eval-every", "4", "--weights", "random", "--device", "cpu"]
 
 
+@functools.cache
 def car_pairs(cars=3, side=48, seed=1):
     return [(f"car {i}", "generated", *pair) for i in range(cars)
             for pair in list(seg.car(np.random.default_rng([seed, i]), side))[::4]]
@@ -382,14 +384,14 @@ def test_it_learns_and_shuffled_labels_teach_less():
         net = seg.Segmenter("unet", 18, 16, 2)
         optimizer = torch.optim.Adam(net.parameters(), 1e-2)
         crops = seg.Crops({32: (data, [])}, 1000)
-        for step in range(30):
+        for step in range(19):
             x, y = map(torch.stack, zip(*[crops[4 * step + i] for i in range(4)]))
             loss = seg.pixel_loss(net(x), y)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         losses.append(loss.item())
-    assert losses[0] < 0.2 and losses[0] < losses[1]
+    assert losses[0] < 0.25 and losses[0] < losses[1]
 
 
 # ---- the command line
