@@ -309,7 +309,7 @@ def train(model, crops, path, frozen, args):  # Ctrl-C saves, then ends the run
         loss.backward()
         optimizer.step()
         if args.find_lr:  # the range test (Smith 2017, 3.3): the rate grows, and the loss tells
-            curve.append((loss.item(), lr / 5))  # a fifth of the best is safe
+            curve.append((round(loss.item(), 1), lr / 5))  # a fifth of the first near the best
             print(f"lr {lr:.1e} {loss:.3f} {'#' * int(min(50, 40 * loss))} try {min(curve)[1]:.0e}")
     signal.signal(signal.SIGINT, lambda *_: check(False, "stopped: --resume does what is left"))
 # %% 7. Use it
