@@ -70,7 +70,7 @@ def resize(photo, mask, size):  # to a short side; no class 4 appears between a 
     return [ImageOps.cover(image, (size, size), method)
             for image, method in ((photo, Image.BILINEAR), (mask, Image.NEAREST))]
 def car(rng, side):
-    """A stack of rectangles from 16 angles, before polygons: Pillow photos and masks of 0 and 1."""
+    """A generated car from 16 angles, before polygons: Pillow photos with masks of 0 and 1."""
     paint, low, high = rng.integers(0, 256, 3), *rng.uniform((0.35, 0.6), (0.5, 0.85))
     for turn in math.pi / 8 * np.arange(16):
         photo, mask = Image.new("RGB", (256, 256)), Image.new("L", (256, 256))
@@ -78,7 +78,7 @@ def car(rng, side):
             points = rng.uniform(0, 256, 2) + spread * rng.uniform(-1, 1, (6, 2))
             ImageDraw.Draw(photo).polygon([*points.flat], tuple(rng.integers(64, 192, 3)))
         tilt, zoom, *centre = rng.uniform((0.2, 80, 115, 140), (0.5, 115, 140, 165))
-        for z in np.linspace(0, high, 99):
+        for z in np.linspace(0, high, 99):  # a stack of rectangles, from the ground up
             x, y = (1, 0.4) if z < low else (1 - z, 0.4 - 0.2 * (z - low))
             colour = paint * (1 if z == high or 0 < low - z < 0.02 else 0.7)  # seen from above
             colour = colour if 0.1 < z < low or z > high - 0.05 else np.full(3, 50)  # tyres, glass
@@ -203,13 +203,13 @@ def pixel_loss(logits, y):
     """(B, classes, H, W), (B, H, W) indices or IGNORE -> mean; of two classes, the binary form."""
     return F.cross_entropy(logits, y, ignore_index=IGNORE)
 # %% 5. Metric and baseline: accuracy, Dice and IoU, beside the most frequent class everywhere
-def predict(model, photo, bf16, sides=None):
-    """Pillow photo -> class indices (H, W), uint8; of its own size, or enlarged to `sides`."""
-    x = to_tensor(photo)[None].to(next(model.parameters()).device)
+def predict(model, photo, bf16, size=None):
+    """Pillow photo -> class indices (H, W), uint8; the net sees it with a short side of `size`."""
+    small = ImageOps.cover(photo, (size, size), Image.BILINEAR) if size else photo
+    x = to_tensor(small)[None].to(next(model.parameters()).device)
     with torch.no_grad(), torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
         logits = model.eval()(x.to(memory_format=torch.channels_last)).float()
-    logits = F.interpolate(logits, sides, mode="bilinear") if sides else logits
-    return np.uint8(logits.argmax(1)[0].cpu())
+    return np.uint8(F.interpolate(logits, photo.size[::-1], mode="bilinear").argmax(1)[0].cpu())
 def evaluate(model, pairs, args):
     """The confusion matrix of each photo, truth by prediction, in pixels: (N, classes, classes)."""
     classes, matrices = len(args.classes.split()), []
@@ -324,7 +324,7 @@ def apply(model, paths, out, args):
     for path in paths:
         photo = open_image(path).convert("RGB")
         check(min(photo.size) >= 32, f"{path} has a side below 32 px")
-        pred = predict(model, resize(photo, photo, args.size)[0], args.bf16, photo.size[::-1])
+        pred = predict(model, photo, args.bf16, args.size)
         mask = Image.fromarray(values[pred] if len(values) > 2 else 255 * pred)
         if len(values) > 2: mask.putpalette(COLOURS.tobytes())
         for kind, image in ("mask", mask), ("overlay", overlay(photo, pred, pred)):
@@ -385,7 +385,7 @@ def main(argv=None):
                       f"To change that, put the file into {torch.hub.get_dir()}/checkpoints")
                 args.weights = "random"
         nets[args.net] = model.to(device, memory_format=torch.channels_last)
-        if args.apply: return RANK or apply(model, args.apply, out, args)
+        if args.apply: return RANK or apply(model, args.apply, out, args)  # one rank is enough
         frozen = args.steps // 4 if args.weights == "pretrained" and not args.init else 0
         crops = Crops(data, args.steps * args.batch_size * WORLD, args.seed)
         train(model, crops, out / f"{args.net}.pt", frozen, args)
