@@ -122,20 +122,37 @@ def run_two_ranks(name, folder):
     return done.stdout
 
 
+def run_claims(folder):
+    """tests/claims.py on next to no data and steps; returns what it prints."""
+    done = subprocess.run([sys.executable, str(ROOT / "tests/claims.py"), "--seeds", "1",
+                           "--fraction", "0.01"], cwd=folder, timeout=300, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1", "LESSON_DATA": ""},
+                          capture_output=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.fixture(scope="session", autouse=True)
-def ranks(request, tmp_path_factory):
-    """{script: (folder, future)}: runs of two processes, one after the other, beside the tests."""
+def beside(request, tmp_path_factory):
+    """{script: (folder, future)}: long runs, one after the other, beside the tests that need not
+    wait for them."""
     wanted = {item.module.__name__.removeprefix("test_") for item in request.session.items
-              if "two_ranks" in getattr(item, "fixturenames", ())}
+              if {"two_ranks", "claims_output"} & {*getattr(item, "fixturenames", ())}}
     with ThreadPoolExecutor(1) as executor:
         folders = {name: tmp_path_factory.mktemp(name) for name in sorted(wanted)}
-        yield {name: (folder, executor.submit(run_two_ranks, name, folder))
+        yield {name: (folder, executor.submit(run_claims, folder) if name == "claims" else
+                      executor.submit(run_two_ranks, name, folder))
                for name, folder in folders.items()}
 
 
 @pytest.fixture
-def two_ranks(request, ranks, monkeypatch):
+def two_ranks(request, beside, monkeypatch):
     """What the run of two processes printed; it lies in ./two, its data in ./data."""
-    folder, future = ranks[request.module.__name__.removeprefix("test_")]
+    folder, future = beside[request.module.__name__.removeprefix("test_")]
     monkeypatch.chdir(folder)
     return future.result()
+
+
+@pytest.fixture
+def claims_output(beside):
+    return beside["claims"][1].result()

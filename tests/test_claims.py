@@ -1,0 +1,84 @@
+"""tests/claims.py: what it measures, how it judges, and that every experiment runs."""
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import claims
+
+
+def test_period_2_sees_a_checkerboard_and_nothing_smooth():
+    y = torch.full((2, 3, 96, 96), 0.5)
+    h, w = torch.meshgrid(torch.arange(96), torch.arange(96), indexing="ij")
+    board, stripes = (10 / 255 * (-1.0) ** t for t in (h + w, w))
+    for pattern in (board, stripes):
+        assert claims.period_2(y + pattern, y) == pytest.approx(10, rel=0.01)
+    slow = 10 / 255 * torch.sin(h / 8)
+    assert claims.period_2(y + slow, y) < 0.01 and claims.period_2(y, y) == 0
+
+
+def test_flat_measures_a_net():
+    class Uneven(nn.Module):
+        def forward(self, x):
+            out = torch.zeros(*x.shape[:2], 96, 96) + x[..., :1, :1]
+            out[..., ::2] += 4 / 255
+            return out
+    assert claims.flat(Uneven()) == pytest.approx(2, rel=0.01)  # 4 in every second column: +-2
+    assert claims.flat(nn.Upsample(scale_factor=2)) < 1e-4
+
+
+def test_dice_near_the_border(monkeypatch):
+    truth = np.zeros((40, 40), np.uint8)
+    truth[10:30, 10:30] = 1
+    pred = truth.copy()
+    pred[18:22, 18:22] = 0  # a hole in the middle, more than 3 px from the border
+    val = [(Image.new("RGB", (40, 40)), Image.fromarray(truth))]
+    monkeypatch.setattr(claims.seg, "predict", lambda *_: pred)
+    assert claims.dice(None, val) == pytest.approx(2 * 384 / (400 + 384))
+    assert claims.dice(None, val, band=3) == 1
+    pred[10, 10:30] = 0
+    assert claims.dice(None, val, band=3) < 0.98
+
+
+@pytest.mark.parametrize("with_, without, better, holds", [
+    ([1, 1.1, 0.9], [2, 2.1, 1.9], "lower", True), ([1, 1.1, 0.9], [2, 2.1, 1.9], "higher", False),
+    ([2, 2.1, 1.9], [1, 1.1, 0.9], "higher", True), ([2, 2.1, 0.8], [1, 1.1, 0.9], "higher", False),
+    ([1.01, 1.01, 3], [1, 1, 1], "higher", False),  # each seed, but by chance as well
+    ([1, 1], [1, 1], "lower", False), ([1, 1], [1, 1], "same", True), ([1, 1], [1, 2], "same", False)])
+def test_verdict(with_, without, better, holds):
+    assert claims.verdict(with_, without, better) == holds
+
+
+def test_summary():
+    assert claims.summary({"a": True, "b": True}) == "holds"
+    assert claims.summary({"a": False}) == "does not hold"
+    assert claims.summary({"a": False, "b": True}) == "holds only for: b"
+
+
+def test_the_split_by_car_has_no_car_twice_and_the_one_by_image_has():
+    pairs = [(f"car {i // 16}", "file", Image.new("RGB", (32, 32), (i // 16, 0, 0)),
+              Image.fromarray(np.arange(1024).reshape(32, 32).astype(np.uint8) % 2))
+             for i in range(160)]
+    data = claims.SimpleNamespace(cars={32: pairs})
+    for by in ("car", "image"):
+        train, val = ({photo.getpixel((0, 0)) for photo, _ in side}
+                      for side in claims.seg_split(data, 32, 1, by))
+        assert (not train & val) == (by == "car")
+
+
+def test_an_unknown_claim():
+    with pytest.raises(SystemExit, match="no claim nonsense: there are icnr"):
+        claims.main(["nonsense"])
+
+
+def test_every_experiment_runs(claims_output):
+    """On a hundredth of the steps and the data: numbers for all, which say nothing."""
+    for name, claim in claims.CLAIMS.items():
+        block = re.search(rf"^{name}: {re.escape(claim.__doc__)} .*?data: (.*?)$", claims_output,
+                          re.M | re.S)
+        assert block, name
+        assert re.match("holds|does not hold", block[1]), name
+        assert re.search(r"^\|.*±.*±.*\|", block[0], re.M), name
