@@ -256,10 +256,9 @@ def load_checkpoint(path, script):
     """What save_checkpoint wrote; SystemExit, saying why, if it is not one of this script's."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        if checkpoint["args"]["script"] == script:
-            return checkpoint
-        raise ValueError(f"{checkpoint['args']['script']}.py wrote it")
-    except Exception as error:  # no file, no checkpoint, another program's: each its own kind
+        check(checkpoint["args"]["script"] == script, f"{checkpoint['args']['script']}.py wrote it")
+        return checkpoint
+    except (Exception, SystemExit) as error:  # no file, no checkpoint, another script's
         raise SystemExit(f"{path} is no checkpoint of {script}.py: {error!r:.150}") from None
 def train(model, crops, path, frozen, args):  # Ctrl-C saves, then ends the run
     """A pretrained encoder keeps its BatchNorm statistics and, for `frozen` steps, all weights."""

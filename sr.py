@@ -10,8 +10,7 @@ Set5 x2: 36.9 dB after two minutes on two cores (AMD EPYC, bf16, torch 2.13.0); 
 Simplified from the papers: EDSR's net, narrower and without its skip around all blocks; hundreds
 of JPEG photos for DIV2K; the feature loss refines a trained net instead of training one.
 """
-import argparse, copy, math, os, signal, time
-from functools import partial
+import argparse, copy, functools, math, os, signal, time
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
@@ -58,7 +57,6 @@ def check(condition, sentence):
     if not condition:
         raise SystemExit(sentence)
 # %% 2. Data: photos or, where there are none, generated images
-CACHE = 2 * 2**30  # bytes of decoded photos that stay in memory
 def open_image(path):
     """An image file, upright and of 8 bits, in mode L, RGB or RGBA; SystemExit if unreadable."""
     try:
@@ -84,9 +82,9 @@ def dead_leaves(rng, side):
     image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0, 2)))  # many photos are soft
     return np.asarray(image.resize((side, side), Image.BOX))
 
-def load_photos(folder, size, keep=1.0, seed=0, room=CACHE):
+def load_photos(folder, size, keep=1.0, seed=0, room=2 * 2**30):
     """Photos below a folder, a random fraction: [(path, (H, W, 3) uint8, or None without room)].
-    Each is decoded now, so that a bad one is met here and not an hour into training."""
+    Each is decoded now, lest a bad one is met an hour into training, and kept if room has bytes."""
     if folder == "imagenet_sample" and not Path(folder).exists():
         print(f"no {folder} here: generated images take its place. To get it:\ngit clone --depth "
               f"1 https://github.com/EliSchwartz/imagenet-sample-images {folder}")
@@ -104,14 +102,12 @@ def load_photos(folder, size, keep=1.0, seed=0, room=CACHE):
     print(f"{folder}: {len(photos)} photos, {len(skipped)} files skipped", *skipped[:1], sep="; ")
     check(photos, f"{folder} holds no usable photo: name a folder that does")
     return photos
-
 def to_tensor(image):
     """(H, W, 3) uint8 array or RGB Pillow image -> (3, H, W) float in [0, 1]."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 def to_image(x):
     """(3, H, W) in [0, 1] -> (H, W, 3) uint8 array, rounded and clipped."""
     return (x * 255).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
-
 def make_pair(photo, scale, blur=0.0):
     """(H, W, 3) uint8 -> low (3, H / scale, W / scale) and high (3, H, W), cut to fit scale.
     Low is made as in the papers: bicubic, antialiased, 8 bits; blur: Gaussian sigma before."""
@@ -133,7 +129,7 @@ class Crops(Dataset):
         high = np.rot90(photo[top:top + self.size, left:left + self.size], rng.integers(4))
         return make_pair(high[:, ::rng.choice([-1, 1])], self.scale, self.blur)  # low turns along
 # %% 3. Model: EDSR at the lesson's size (Lim et al. 2017, figure 3)
-conv = partial(nn.Conv2d, kernel_size=3, padding=1)
+conv = functools.partial(nn.Conv2d, kernel_size=3, padding=1)
 class ResBlock(nn.Sequential):  # without BatchNorm, which costs memory and PSNR (Lim 2017, 3.1)
     def forward(self, x):  # x 0.1 steadies a deep sum (Lim 2017, 3.2)
         return x + 0.1 * super().forward(x)
@@ -221,11 +217,9 @@ def get_device(name):
             "cuda": found and torch.cuda.is_bf16_supported(False)}.get(device.type, False)
     print(f"device {device}, {'bf16' if bf16 else 'float32'}")
     return device, bf16
-
 def learning_rate(step, steps, lr):
     """Linear warm-up, then half a cosine down to zero."""
     return lr * min(1, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
-
 def save_checkpoint(path, model, optimizer, step, args):
     """One dict of plain types, written beside and renamed: a crash leaves the last one whole."""
     args = {k: v for k, v in vars(args).items() if isinstance(v, (str, int, float, bool))}
@@ -237,10 +231,9 @@ def load_checkpoint(path, script):
     """What save_checkpoint wrote; SystemExit, saying why, if it is not one of this script's."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        if checkpoint["args"]["script"] == script:
-            return checkpoint
-        raise ValueError(f"{checkpoint['args']['script']}.py wrote it")
-    except Exception as error:  # no file, no checkpoint, another program's: each its own kind
+        check(checkpoint["args"]["script"] == script, f"{checkpoint['args']['script']}.py wrote it")
+        return checkpoint
+    except (Exception, SystemExit) as error:  # no file, no checkpoint, another script's
         raise SystemExit(f"{path} is no checkpoint of {script}.py: {error!r:.150}") from None
 
 def load_layers(model, checkpoint):
@@ -381,8 +374,8 @@ def main(argv=None):
     except (OSError, ValueError) as error:
         print(f"{error}.\nSo the feature stage is left out; --weights random has random features.")
     if vgg and args.feature_steps:
-        train(model, partial(feature_loss, vgg, args.tv), crops, pairs, out / "feature.pt",
-              args.feature_steps, args.lr / 10, 0, args)  # a tenth of the rate: it refines
+        train(model, lambda out, y: feature_loss(vgg, args.tv, out, y), crops, pairs,
+              out / "feature.pt", args.feature_steps, args.lr / 10, 0, args)  # lr / 10: it refines
         nets["feature loss"] = model
     scores = {name: evaluate(net, pairs, args.scale, vgg) for name, net in nets.items()}
     print(f"{'':12}   PSNR dB      SSIM", *(f"{layer:>9}" for layer in FEATURE_WEIGHTS if vgg))

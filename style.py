@@ -63,7 +63,6 @@ def check(condition, sentence):
     if not condition:
         raise SystemExit(sentence)
 # %% 2. Data: photos, one painting; where there are none, generated ones
-CACHE = 2 * 2**30  # bytes of decoded photos that stay in memory
 def open_image(path):
     """An image file, upright and of 8 bits, in mode L, RGB or RGBA; SystemExit if unreadable."""
     try:
@@ -87,9 +86,9 @@ def dead_leaves(rng, side):
         ImageDraw.Draw(image).polygon(leaf.view(float).tolist(), fill=tuple(colour.astype(int)))
     image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0, 2)))  # many photos are soft
     return np.asarray(image.resize((side, side), Image.BOX))
-def load_photos(folder, size, keep=1.0, seed=0, room=CACHE):
+def load_photos(folder, size, keep=1.0, seed=0, room=2 * 2**30):
     """Photos below a folder, a random fraction: [(path, (H, W, 3) uint8, or None without room)].
-    Each is decoded now, so that a bad one is met here and not an hour into training."""
+    Each is decoded now, lest a bad one is met an hour into training, and kept if room has bytes."""
     if folder == "imagenet_sample" and not Path(folder).exists():
         print(f"no {folder} here: generated images take its place. To get it:\ngit clone --depth "
               f"1 https://github.com/EliSchwartz/imagenet-sample-images {folder}")
@@ -237,10 +236,9 @@ def load_checkpoint(path, script):
     """What save_checkpoint wrote; SystemExit, saying why, if it is not one of this script's."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        if checkpoint["args"]["script"] == script:
-            return checkpoint
-        raise ValueError(f"{checkpoint['args']['script']}.py wrote it")
-    except Exception as error:  # no file, no checkpoint, another program's: each its own kind
+        check(checkpoint["args"]["script"] == script, f"{checkpoint['args']['script']}.py wrote it")
+        return checkpoint
+    except (Exception, SystemExit) as error:  # no file, no checkpoint, another script's
         raise SystemExit(f"{path} is no checkpoint of {script}.py: {error!r:.150}") from None
 def optimize(x, perceptual, steps, bf16, lr=0.05):
     """Gatys: no net learns, the parameters are the pixels of one picture, which start as the photo.
@@ -305,7 +303,6 @@ def apply(model, paths, out, max_side):
     for path in paths:
         photo, target = open_image(path), out / f"{Path(path).stem}_styled.png"
         check(not target.exists(), f"{target} exists: move it away, or give another --out")
-        width, height = photo.size
         photo.thumbnail((max_side, max_side), Image.BOX)  # only ever reduces
         check(min(photo.size) >= 32, f"{path} has a side below 32 px, at this --max-side")
         x = to_tensor(photo.convert("RGB"))[None].to(next(model.parameters()).device)
@@ -316,8 +313,7 @@ def apply(model, paths, out, max_side):
         if photo.mode == "RGBA":
             styled.putalpha(photo.getchannel("A"))
         styled.save(target)
-        print(f"{path} {width} x {height} -> {target} {styled.width} x {styled.height} "
-              f"(--max-side {max_side})")
+        print(f"{path} -> {target} {styled.width} x {styled.height} (--max-side {max_side})")
 def compare(name, x, style, model, perceptual, args):
     """Stylise a photo x (1, 3, H, W) both ways, print what each took; returns {label: picture}."""
     clocks = [time.time()]

@@ -110,38 +110,39 @@ def ctrl_c(monkeypatch):
     return steps_done, lambda: monkeypatch.setattr(torch.optim.Adam, "step", press)
 
 
-def run_two_ranks(name, folder):
-    """Run a script in two processes on folder/data, into folder/two; returns what it prints."""
-    test = importlib.import_module(f"test_{name}")
-    (test.write if name == "seg" else write_photos)(folder / "data")
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone",
-                           "--nproc_per_node=2", str(ROOT / f"{name}.py"), "--data", "data",
-                           "--out", "two", *test.TINY], cwd=folder, timeout=200, text=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def run_claims(folder):
-    """tests/claims.py on next to no data and steps; returns what it prints."""
-    done = subprocess.run([sys.executable, str(ROOT / "tests/claims.py"), "--seeds", "1",
-                           "--fraction", "0.01"], cwd=folder, timeout=300, text=True,
+def run(folder, *command):
+    """What a command prints that runs in a folder, on one core and without a network."""
+    done = subprocess.run([sys.executable, *command], cwd=folder, timeout=300, text=True,
                           env={**os.environ, "OMP_NUM_THREADS": "1", "LESSON_DATA": ""},
                           capture_output=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
+def run_two_ranks(name, folder):
+    """Run a script in two processes on folder/data, into folder/two; returns what it prints."""
+    test = importlib.import_module(f"test_{name}")
+    (test.write if name == "seg" else write_photos)(folder / "data")
+    return run(folder, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+               f"{ROOT / name}.py", "--data", "data", "--out", "two", *test.TINY)
+
+
+RUNS = {  # in this order, beside the tests, which need not wait for them
+    "sr": functools.partial(run_two_ranks, "sr"), "seg": functools.partial(run_two_ranks, "seg"),
+    "style": functools.partial(run_two_ranks, "style"),
+    "readme": lambda folder: run(folder, f"{ROOT}/tests/test_readme.py", f"{folder}"),
+    "claims": lambda folder: run(folder, f"{ROOT}/tests/claims.py", "--seeds", "1", "--fraction",
+                                 "0.01")}
+
+
 @pytest.fixture(scope="session", autouse=True)
 def beside(request, tmp_path_factory):
-    """{script: (folder, future)}: long runs, one after the other, beside the tests that need not
-    wait for them."""
+    """{name: (folder, future)} of those of RUNS that a test of this session waits for."""
     wanted = {item.module.__name__.removeprefix("test_") for item in request.session.items
-              if {"two_ranks", "claims_output"} & {*getattr(item, "fixturenames", ())}}
+              if {"two_ranks", "readme_output", "claims_output"} & {*item.fixturenames}}
     with ThreadPoolExecutor(1) as executor:
-        folders = {name: tmp_path_factory.mktemp(name) for name in sorted(wanted)}
-        yield {name: (folder, executor.submit(run_claims, folder) if name == "claims" else
-                      executor.submit(run_two_ranks, name, folder))
+        folders = {name: tmp_path_factory.mktemp(name) for name in RUNS if name in wanted}
+        yield {name: (folder, executor.submit(RUNS[name], folder))
                for name, folder in folders.items()}
 
 
@@ -151,6 +152,11 @@ def two_ranks(request, beside, monkeypatch):
     folder, future = beside[request.module.__name__.removeprefix("test_")]
     monkeypatch.chdir(folder)
     return future.result()
+
+
+@pytest.fixture
+def readme_output(beside):
+    return beside["readme"][1].result()
 
 
 @pytest.fixture

@@ -47,7 +47,8 @@ def test_dice_near_the_border(monkeypatch):
     ([1, 1.1, 0.9], [2, 2.1, 1.9], "lower", True), ([1, 1.1, 0.9], [2, 2.1, 1.9], "higher", False),
     ([2, 2.1, 1.9], [1, 1.1, 0.9], "higher", True), ([2, 2.1, 0.8], [1, 1.1, 0.9], "higher", False),
     ([1.01, 1.01, 3], [1, 1, 1], "higher", False),  # each seed, but by chance as well
-    ([1, 1], [1, 1], "lower", False), ([1, 1], [1, 1], "same", True), ([1, 1], [1, 2], "same", False)])
+    ([1, 1], [1, 1], "lower", False), ([1, 1], [1, 1], "same", True),
+    ([1, 1], [1, 2], "same", False)])
 def test_verdict(with_, without, better, holds):
     assert claims.verdict(with_, without, better) == holds
 
@@ -77,8 +78,8 @@ def test_an_unknown_claim():
 def test_every_experiment_runs(claims_output):
     """On a hundredth of the steps and the data: numbers for all, which say nothing."""
     for name, claim in claims.CLAIMS.items():
-        block = re.search(rf"^{name}: {re.escape(claim.__doc__)} .*?data: (.*?)$", claims_output,
-                          re.M | re.S)
+        block = re.search(rf"^{name}: {re.escape(claim.__doc__)} .*?data, \d+ s: (.*?)$",
+                          claims_output, re.M | re.S)
         assert block, name
         assert re.match("holds|does not hold", block[1]), name
         assert re.search(r"^\|.*±.*±.*\|", block[0], re.M), name

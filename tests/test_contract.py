@@ -1,7 +1,6 @@
 """What the project promises of itself: sizes, imports, sections, helpers, flags, README."""
 import ast
 import re
-import shlex
 import subprocess
 import sys
 
@@ -100,23 +99,6 @@ def test_importing_does_nothing_and_cells_run_one_by_one(name, tmp_path, capsys)
         exec(compile("# %%" + cell if cell is not cells[0] else cell, name, "exec"), scope)
     assert callable(scope["main"]) and capsys.readouterr().out == ""
     assert not list(tmp_path.iterdir())
-
-
-def commands():
-    """Every command of the README's shell blocks that runs one of the scripts."""
-    blocks = re.findall(r"```(?:sh|bash)\n(.*?)```", README, re.S)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    parts = [part.strip() for line in lines for part in line.split("#")[0].split("&&")]
-    return [part for part in parts if re.search(r"\b(sr|style|seg)\.py\b", part)]
-
-
-@pytest.mark.parametrize("command", commands())
-def test_every_command_of_the_readme_parses(command, monkeypatch):
-    words = shlex.split(command)
-    script = next(i for i, word in enumerate(words) if word.endswith(".py"))
-    module = __import__(words[script][:-3])
-    args = module.get_args(words[script + 1:])
-    assert args.script == words[script][:-3]
 
 
 def test_readme_has_the_two_commands_and_its_pictures():
