@@ -3,12 +3,15 @@
 One short experiment a claim, with the scripts' own data, nets, losses and loops, against a control
 that differs in one thing, over three seeds (of the weights, the crops and, for cars, the split).
 All of it takes under 20 minutes on two cores. The data is generated and VGG's weights are random;
-where the environment variable LESSON_DATA names a folder with imagenet_sample/, style/, carvana/
-and torch_home/, each experiment is run on those too, and has columns of its own.
+where the environment variable LESSON_DATA names a folder (from the project's root) that holds
+imagenet_sample/, style/, carvana/ and torch_home/, each experiment runs on those too, and has
+columns of its own, in as much time again.
 
-A row holds if "with" beats "without" in every seed, and by more than the standard deviation of the
-difference. A claim holds if all its rows do, does not if none does, else only where they do.
-Steps and rates were fixed before the outcome was known; none is there to make a claim hold.
+A row says "yes" if "with" differs from "without" as claimed in every seed, and the difference is
+1.7 times its standard deviation over seeds (a one-sided t-test of three pairs at 5 %: of forty rows
+without any effect, two would still say yes); "opposite" if the reverse is so; else "unclear".
+A claim holds if all of its rows say yes, does not if none does, else only where they do.
+No setting was chosen to make a claim hold; those that do not are reported like those that do.
 """
 import argparse
 import contextlib
@@ -43,6 +46,9 @@ DEVICE, BF16 = torch.device("cpu"), False  # by main
 
 # The data: a namespace for generated pictures, one for real ones
 
+REAL = "imagenet_sample", "style/starry_night.jpg", "carvana", "torch_home"  # below LESSON_DATA
+
+
 def scaled(n, least=2):
     return max(least, round(n * FRACTION))
 
@@ -50,11 +56,11 @@ def scaled(n, least=2):
 @functools.cache
 def material(real):
     """photos to train [(name, array)], photos to validate [(1, 3, 192, 192)], a painting, VGG's
-    weights, and cars: {size: [(group, file, photo, mask)]}."""
+    weights, and cars: {size: [(group, file, photo, mask)]} of 20 cars."""
     if real:
         folder = ROOT / os.environ["LESSON_DATA"]
-        photos = sr.load_photos(folder / "imagenet_sample", 192)
-        picture, pairs = folder / "style/starry_night.jpg", seg.load_pairs(folder / "carvana", 128)
+        photos = sr.load_photos(folder / REAL[0], 192, room=math.inf)
+        picture, pairs = folder / REAL[1], seg.load_pairs(folder / REAL[2], 128)
     else:
         photos = [(i, sr.dead_leaves(np.random.default_rng([0, i]), 256))
                   for i in range(scaled(100, 10))]
@@ -62,13 +68,12 @@ def material(real):
         pairs = [(f"car {i}", "generated", *pair) for i in range(scaled(20, 2))
                  for pair in seg.car(np.random.default_rng([0, i]), 128)]
     groups = sorted({group for group, *_ in pairs})[:20]
-    large = [pair for pair in pairs if pair[0] in groups]
-    cars = {size: [(*names, *seg.resize(*pair, size)) for *names, pair in
-                   ((group, file, (photo, mask)) for group, file, photo, mask in large)]
+    cars = {size: [(group, file, *seg.resize(photo, mask, size))
+                   for group, file, photo, mask in pairs if group in groups]
             for size in (32, 64, 128)}
-    held = [photo for _, photo in photos[::len(photos) // 10][:6]]
-    names = {name for name, _ in photos[::len(photos) // 10][:6]}
-    val = [sr.to_tensor(photo[:192, :192])[None].to(DEVICE) for photo in held]
+    held = photos[::max(1, len(photos) // 6)][:6]
+    val = [sr.to_tensor(photo[:192, :192])[None].to(DEVICE) for _, photo in held]
+    names = {name for name, _ in held}
     painting = style.load_picture(picture, 192, style.painting, np.random.default_rng(0))
     return SimpleNamespace(real=real, photos=[p for p in photos if p[0] not in names], val=val,
                            painting=painting[..., :192, -192:].to(DEVICE), cars=cars,
@@ -76,6 +81,15 @@ def material(real):
 
 
 # Training by the scripts' own loops, without what they print
+
+def learning_rate(step, steps, lr):
+    """The scripts' curve, but with a tenth of the steps to warm up: their 50 are most of a short
+    run, and would favour the longer of two."""
+    return lr * min(1, 10 * (step + 1) / steps) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+
+
+sr.learning_rate = style.learning_rate = seg.learning_rate = learning_rate
+
 
 @contextlib.contextmanager
 def quiet():
@@ -96,11 +110,12 @@ def sr_net(seed, scale=2, nf=16, blocks=4, icnr=True, upsample=None, tail="zero"
         nn.init.kaiming_normal_(net.upsample[0].weight)
     net.upsample = upsample(nf) if upsample else net.upsample
     if tail == "random":
+        torch.manual_seed(seed)  # the same for any upsampler
         nn.init.normal_(net.tail.weight, std=0.1)
     return net.to(DEVICE, memory_format=torch.channels_last)
 
 
-def sr_train(net, data, steps, seed, lr=3e-3, loss_fn=F.l1_loss, frozen=0, every=10**9, first=0):
+def sr_train(net, data, steps, seed, lr=3e-3, loss_fn=F.l1_loss, frozen=0, every=10**9):
     """sr.py's loop: seconds, and [(step, PSNR)] of its validations."""
     args = sr.get_args(["--eval-every", str(every)])
     args.bf16, size = BF16, 24 * net.scale
@@ -114,16 +129,16 @@ def sr_train(net, data, steps, seed, lr=3e-3, loss_fn=F.l1_loss, frozen=0, every
     return seconds, [(int(row[1]), float(row[3])) for row in rows]
 
 
-def style_args(data, *flags):
-    args = style.get_args(["--size", "128", "--batch-size", "4", "--nf", "8", "--weights",
-                           data.weights, "--style-layers", "relu1_2", "relu2_2", "relu3_3", *flags])
+def style_args(data):
+    args = style.get_args(["--batch-size", "4", "--nf", "8", "--weights", data.weights,
+                           "--style-layers", "relu1_2", "relu2_2", "relu3_3"])
     args.bf16, args.steps, args.eval_every = BF16, scaled(60), 10**9
     return args
 
 
 @functools.cache
 def style_net(real, padding, norm, seed):
-    """A network trained for 60 steps by style.py's loop, and the loss that it was trained with."""
+    """A network trained for 60 steps at 96 px by style.py's loop, and its loss."""
     data = material(real)
     args = style_args(data)
     torch.manual_seed(seed)
@@ -168,11 +183,17 @@ def seg_train(net, splits, steps, seed, weights="random", frozen=0, classes="0 1
         return time.perf_counter() - start
 
 
+def pace(run):
+    """Seconds a step of run(steps): of two short runs, what is alike in both is overhead."""
+    run(2)  # warms up
+    few, many = scaled(4), scaled(16, 4)
+    return max(run(many) - run(few), 1e-3) / (many - few)
+
+
 def steps_in(seconds, run):
-    """How many steps take as long; of two short runs, what is alike in both is overhead."""
-    few, many = run(4), run(12)
-    a_step = (many - few) / 8
-    return max(2, round((seconds - few + 4 * a_step) / a_step))
+    """How many steps of run(steps) take as long, and its seconds a step."""
+    a_step = pace(run)
+    return max(2, round((seconds - run(2)) / a_step) + 2), a_step
 
 
 # What is measured
@@ -184,14 +205,14 @@ def period_2(out, y):
     along rows, along columns and along both: there a flat colour lands that is enlarged unevenly.
     """
     side = min(out.shape[2:]) // 2 * 2 - 32
-    error = 255 * (out - y).mean(1)[:, 16:16 + side, 16:16 + side]  # without the borders
+    error = 255 * (out - y)[..., 16:16 + side, 16:16 + side]  # without the borders
     hann = torch.hann_window(side, device=out.device)
     window = torch.outer(hann, hann)
     power = torch.fft.fft2(error * window).abs().square() / window.square().sum() / side**2
-    power = torch.roll(power, (side // 2, side // 2), (1, 2))[:, None]  # frequency 0 in the centre
+    power = power.roll((side // 2, side // 2), (2, 3))  # frequency 0 in the centre, period 2 at 0
     near = F.pad(power, (1, 1, 1, 1), "circular").unfold(2, 3, 1).unfold(3, 3, 1).sum((-1, -2))
     h = side // 2
-    return (near[:, 0, 0, 0] + near[:, 0, 0, h] + near[:, 0, h, 0]).mean().sqrt().item()
+    return (near[..., 0, 0] + near[..., 0, h] + near[..., h, 0]).mean().sqrt().item()
 
 
 @torch.no_grad()
@@ -199,11 +220,6 @@ def flat(net):
     """period_2 of a net's picture of flat colours."""
     x = torch.rand(16, 3, 1, 1, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     return period_2(net(x.expand(-1, -1, 48, 48)), x.expand(-1, -1, 96, 96))
-
-
-@torch.no_grad()
-def on_photos(net, data):
-    return statistics.mean(period_2(net(low), high) for low, high in sr_pairs(data, 2))
 
 
 def psnr(net, data):
@@ -226,44 +242,40 @@ def dice(net, val, band=0):
     return statistics.mean(scores)
 
 
-# The claims: each takes the data and a seed, and returns {what is measured: (with, without,
-# "lower" | "higher" | "same": what "with" is said to be)}
+# The claims: each takes the data and a seed, and returns {"what: with / without": (with, without,
+# what "with" is said to be: "lower", "higher", "same" or, where both had to take as long, "time")}
 
 def icnr(data, seed):
     """ICNR removes the checkerboard at the start, and less of it is left after training"""
-    rows = {}
+    what, rows = "checkerboard on flat colours", {}
     for tail in "random", "zero":  # a tail of zeros, as in sr.py, hides at first what is before it
         nets = [sr_net(seed, icnr=flag, tail=tail) for flag in (True, False)]
         if tail == "random":
-            rows["levels on flat colours, at the start"] = (*map(flat, nets), "lower")
+            rows[f"{what}, start: ICNR / without"] = (*map(flat, nets), "lower")
         for net in nets:
             sr_train(net, data, scaled(200), seed)
-        rows[f"levels on flat colours, after 200 steps, {tail} tail"] = (*map(flat, nets), "lower")
-        rows[f"levels on photos, after 200 steps, {tail} tail"] = (
-            *(on_photos(net, data) for net in nets), "lower")
+        rows[f"{what}, 200 steps, {tail} tail: ICNR / without"] = (*map(flat, nets), "lower")
     return rows
 
 
 def transposed(data, seed):
-    """Transposed convolution makes checkerboards; nearest + conv, pixel shuffle + ICNR do not"""
+    """Transposed convolution makes checkerboards; nearest + conv, pixel shuffle + ICNR make less"""
     kinds = {"transposed": lambda nf: nn.ConvTranspose2d(nf, nf, 3, 2, 1, output_padding=1),
-             "nearest + conv": lambda nf: nn.Sequential(nn.Upsample(scale_factor=2),
-                                                        sr.conv(nf, nf)),
+             "nearest": lambda nf: nn.Sequential(nn.Upsample(scale_factor=2), sr.conv(nf, nf)),
              "shuffle": None}
     nets = {name: sr_net(seed, upsample=kind, tail="random") for name, kind in kinds.items()}
-    start, rows = {name: flat(net) for name, net in nets.items()}, {}
+    start = {name: flat(net) for name, net in nets.items()}
     for net in nets.values():
         sr_train(net, data, scaled(200), seed)
     end = {name: flat(net) for name, net in nets.items()}
-    for when, levels in ("at the start", start), ("after 200 steps", end):
-        for other in "nearest + conv", "shuffle":
-            rows[f"levels on flat colours {when}, against {other}"] = (
-                levels["transposed"], levels[other], "higher")
-    return rows
+    return {f"checkerboard on flat colours, {when}: {kind} / transposed": (
+                levels[kind], levels["transposed"], "lower")
+            for when, levels in (("start", start), ("200 steps", end))
+            for kind in ("nearest", "shuffle")}
 
 
 def gram(data, seed):
-    """bmm keeps the images of a batch apart, mm mixes them (deviation of the style loss)"""
+    """bmm keeps the images of a batch apart, mm mixes them in the style loss"""
     vgg = VGGFeatures(["relu2_2"], data.weights).to(DEVICE)
     order = np.random.default_rng(seed).permutation(len(data.val))[:4]
     x, rows = torch.cat([data.val[i][..., :128, :128] for i in order]), {}
@@ -281,7 +293,7 @@ def gram(data, seed):
     for batch in (1, 4):
         own = statistics.mean(loss(gram_matrix, image[None]) for image in x[:batch])
         deviations = [abs(loss(g, x[:batch]) / own - 1) for g in (gram_matrix, mm)]
-        rows[f"from the images' own, batch {batch}"] = (
+        rows[f"off the images' own loss, batch {batch}: bmm / mm"] = (
             *deviations, "same" if batch == 1 else "lower")
     return rows
 
@@ -305,23 +317,36 @@ def upsample_last(data, seed):
     def first():
         torch.manual_seed(seed)
         return EnlargeFirst(2, 16, 4).to(DEVICE, memory_format=torch.channels_last)
+    a_step = pace(lambda n: sr_train(sr_net(seed), data, n, seed)[0])
     seconds, _ = sr_train(last, data, steps, seed)
-    other = steps_in(seconds, lambda n: sr_train(first(), data, n, seed)[0])
+    other, longer = steps_in(seconds, lambda n: sr_train(first(), data, n, seed)[0])
     net = first()
-    longer, _ = sr_train(net, data, other, seed)
-    return {"ms a step": (1e3 * seconds / steps, 1e3 * longer / other, "lower"),
-            "PSNR in equal time (300 steps)": (psnr(last, data), psnr(net, data), "higher")}
+    control, _ = sr_train(net, data, other, seed)
+    return {"ms a step: enlarging last / first": (1e3 * a_step, 1e3 * longer, "lower"),
+            "PSNR in the time of 300 steps: last / first": (psnr(last, data), psnr(net, data),
+                                                            "higher"),
+            "seconds: last / first": (seconds, control, "time")}
+
+
+class BatchNorm(nn.BatchNorm2d):
+    def forward(self, x):  # sr.py has no such layer, and so no train() and eval() in its loop
+        self.training = torch.is_grad_enabled()
+        return super().forward(x)
 
 
 def batchnorm(data, seed):
     """BatchNorm hurts super-resolution; scaling each branch by 0.1 steadies high rates"""
-    steps = scaled(200)
-
     def trained(change, lr):
         net = sr_net(seed, blocks=8)
         change(net)
-        sr_train(net, data, steps, seed, lr)
-        return psnr(net.eval(), data)
+        try:
+            sr_train(net, data, scaled(200), seed, lr)
+        except SystemExit as stop:
+            if "the loss is" not in str(stop):
+                raise
+            return statistics.mean(sr.psnr(net.bicubic(low), high, 2).item()
+                                   for low, high in sr_pairs(data, 2))
+        return psnr(net, data)
 
     def same(net):
         pass
@@ -329,7 +354,7 @@ def batchnorm(data, seed):
     def norms(net):  # conv, BatchNorm, ReLU, conv, BatchNorm: as in SRResNet (Ledig 2017)
         for i, block in enumerate(net.body):
             if isinstance(block, sr.ResBlock):
-                norm = [nn.BatchNorm2d(16).to(DEVICE) for _ in range(2)]
+                norm = [BatchNorm(16).to(DEVICE) for _ in range(2)]
                 net.body[i] = sr.ResBlock(block[0], norm[0], *block[1:], norm[1])
 
     def unscaled(net):
@@ -337,11 +362,9 @@ def batchnorm(data, seed):
             if isinstance(block, sr.ResBlock):
                 block.__class__ = Unscaled
     ours = {lr: trained(same, lr) for lr in (3e-3, 3e-2)}
-    return {"PSNR without BatchNorm": (ours[3e-3], trained(norms, 3e-3), "higher"),
-            "PSNR with the branch x 0.1, rate 3e-3": (ours[3e-3], trained(unscaled, 3e-3),
-                                                      "higher"),
-            "PSNR with the branch x 0.1, rate 3e-2": (ours[3e-2], trained(unscaled, 3e-2),
-                                                      "higher")}
+    return {"PSNR: without / with BatchNorm": (ours[3e-3], trained(norms, 3e-3), "higher"),
+            **{f"PSNR, rate {lr:g}: branch x 0.1 / x 1": (ours[lr], trained(unscaled, lr), "higher")
+               for lr in ours}}
 
 
 class Unscaled(sr.ResBlock):
@@ -359,30 +382,29 @@ def feature_loss(data, seed):
         sr_train(net, data, scaled(60), seed + 1000, 3e-4, loss_fn)
         scores.append(sr.evaluate(net, sr_pairs(data, 2), 2, vgg).mean(0).tolist())
     (p, _, *with_), (q, _, *without) = scores
-    return {"PSNR": (p, q, "lower"), **{f"distance on {layer}": (a, b, "lower") for layer, a, b in
-                                        zip(sr.FEATURE_WEIGHTS, with_, without)}}
+    return {"PSNR: feature / pixel loss": (p, q, "lower"),
+            **{f"distance on {layer}: feature / pixel loss": (a, b, "lower")
+               for layer, a, b in zip(sr.FEATURE_WEIGHTS, with_, without)}}
 
 
 class NotAdded(sr.SrResnet):
-    def __init__(self, *args):
-        super().__init__(*args)
-        self.tail.reset_parameters()  # PyTorch's default: zeros would be black
-
     def forward(self, x):
         return self.tail(self.upsample(self.body(x)))
 
 
 def add_bicubic(data, seed):
     """Adding the bicubic enlargement speeds the start"""
-    most, steps = scaled(400), []
-    for kind in sr.SrResnet, NotAdded:
-        torch.manual_seed(seed)
-        net = kind(2, 16, 4).to(DEVICE, memory_format=torch.channels_last)
+    most, steps = scaled(300), []
+    for kind, tail in (sr.SrResnet, "zero"), (sr.SrResnet, "random"), (NotAdded, "random"):
+        net = sr_net(seed, tail=tail)
+        net.__class__ = kind
         _, log = sr_train(net, data, most, seed, every=10)
         with torch.no_grad():
             bicubic = sr.evaluate(net.bicubic, sr_pairs(data, 2), 2).mean(0)[0].item()
         steps.append(next((step for step, value in log if value > bicubic + 0.1), most))
-    return {"steps to pass bicubic by 0.1 dB (of 400 at most)": (*steps, "lower")}
+    what = "steps to bicubic + 0.1 dB (300 at most)"
+    return {f"{what}: added to a zero tail / not added": (steps[0], steps[2], "lower"),
+            f"{what}: added to a random tail / not added": (steps[1], steps[2], "lower")}
 
 
 def x4_from_x2(data, seed):
@@ -396,16 +418,17 @@ def x4_from_x2(data, seed):
     rows = {}
     for name, seconds in ("x2 at hand", after), ("x2's time counted", before + after):
         fresh = sr_net(seed + 1000, 4)
-        n = steps_in(seconds, lambda n: sr_train(sr_net(seed, 4), data, n, seed)[0])
-        sr_train(fresh, data, n, seed)
-        rows[f"PSNR x4, {name}"] = (psnr(net, data), psnr(fresh, data), "higher")
+        n, _ = steps_in(seconds, lambda n: sr_train(sr_net(seed, 4), data, n, seed)[0])
+        control, _ = sr_train(fresh, data, n, seed)
+        rows[f"PSNR x4, {name}: from x2 / afresh"] = (psnr(net, data), psnr(fresh, data), "higher")
+        rows[f"seconds, {name}: from x2 / afresh"] = (seconds, control, "time")
     return rows
 
 
 def padding(data, seed):
     """Zero padding marks the borders of a stylised photo; reflect and crop do not"""
     def border(kind):  # the outer 8 px, against the same photo with 32 px more around it
-        net, _ = style_net(data.real, kind, "instance", seed)
+        net, _ = style_net(data.real, kind, "batch", seed)  # in use, its norm sees no borders
         errors = []
         for x in data.val:
             with torch.no_grad():
@@ -414,8 +437,13 @@ def padding(data, seed):
             errors.append(255 * error.nanmean().item())
         return statistics.mean(errors)
     zeros = border("zeros")
-    return {f"error of the outer 8 px in grey levels, {kind}": (border(kind), zeros, "lower")
+    return {f"error of the outer 8 px in grey levels: {kind} / zeros": (border(kind), zeros,
+                                                                        "lower")
             for kind in ("reflect", "crop")}
+
+
+def small(data):  # at the size of training
+    return [F.interpolate(x, size=96, mode="area") for x in data.val]
 
 
 def instance_norm(data, seed):
@@ -423,14 +451,14 @@ def instance_norm(data, seed):
     losses = []
     for norm in "instance", "batch":
         net, perceptual = style_net(data.real, "reflect", norm, seed)
-        losses.append(style.evaluate(net, perceptual, data.val).mean(0)[-1].item())
-    return {"total loss after 60 steps": (*losses, "lower")}
+        losses.append(style.evaluate(net, perceptual, small(data)).mean(0)[-1].item())
+    return {"total loss after 60 steps: instance / batch": (*losses, "lower")}
 
 
 def one_pass(data, seed):
     """The network is many times faster than optimising, at equal loss"""
     net, perceptual = style_net(data.real, "reflect", "instance", seed)
-    steps, x, clock = scaled(80), data.val[seed % len(data.val)], time.perf_counter
+    steps, x, clock = scaled(80), small(data)[seed % len(data.val)], time.perf_counter
     with torch.no_grad():
         net(x)  # warms up
         start = clock()
@@ -441,7 +469,8 @@ def one_pass(data, seed):
         _, losses = style.optimize(x, perceptual, steps, BF16)
     slow = clock() - start
     equal = next((i for i, loss in enumerate(losses) if loss <= total), steps)
-    return {"seconds to the network's loss": (fast, slow * equal / (steps + 1), "lower")}
+    return {"seconds to its loss: network x 10 / optimiser (80 steps at most)": (
+        10 * fast, slow * equal / (steps + 1), "lower")}
 
 
 @functools.cache
@@ -454,67 +483,65 @@ def car_unet(real, seed):
 def unet(data, seed):
     """U-Net beats the simple head in equal time, over all and at borders"""
     net, sides, seconds = car_unet(data.real, seed)
-    n = steps_in(seconds, lambda n: seg_train(seg_net(seed, "simple"), {64: sides}, n, seed))
+    n, _ = steps_in(seconds, lambda n: seg_train(seg_net(seed, "simple"), {64: sides}, n, seed))
     simple = seg_net(seed, "simple")
-    seg_train(simple, {64: sides}, n, seed)
-    return {what: (dice(net, sides[1], band), dice(simple, sides[1], band), "higher")
+    control = seg_train(simple, {64: sides}, n, seed)
+    rows = {f"{what}: U-Net / simple": (dice(net, sides[1], band), dice(simple, sides[1], band),
+                                        "higher")
             for what, band in (("Dice", 0), ("Dice within 3 px of the border", 3))}
+    return {**rows, "seconds: U-Net / simple": (seconds, control, "time")}
 
 
 def small_first(data, seed):
     """Small photos first, then large, beats large from the start, in equal time"""
     splits, steps = {size: seg_split(data, size, seed) for size in (32, 64)}, scaled(60)
-    nets = [seg_net(seed), seg_net(seed)]
+    nets, large = [seg_net(seed), seg_net(seed)], {64: splits[64]}
     seconds = seg_train(nets[0], splits, steps, seed)
-    large = {64: splits[64]}
-    n = steps_in(seconds, lambda n: seg_train(seg_net(seed), large, n, seed))
-    seg_train(nets[1], large, n, seed)
-    return {"Dice at 64 px, after 32 and 64 px": (*(dice(net, splits[64][1]) for net in nets),
-                                                  "higher")}
+    n, _ = steps_in(seconds, lambda n: seg_train(seg_net(seed), large, n, seed))
+    control = seg_train(nets[1], large, n, seed)
+    return {"Dice at 64 px: 32 px first / 64 px only": (
+                *(dice(net, splits[64][1]) for net in nets), "higher"),
+            "seconds: 32 px first / 64 px only": (seconds, control, "time")}
 
 
 def split(data, seed):
     """A split by photo, with each car on both sides, flatters the score"""
-    net, sides = seg_net(seed), seg_split(data, 64, seed, "image")
-    seg_train(net, {64: sides}, scaled(80), seed)
-    by_car, cars, _ = car_unet(data.real, seed)
-    return {"Dice by photo, against by car": (dice(net, sides[1]), dice(by_car, cars[1]), "higher")}
+    by_car, (train, val), _ = car_unet(data.real, seed)
+    seen, val = val[1::2], val[::2]  # other photos of the same cars
+    net = seg_net(seed)
+    seg_train(net, {64: (train[len(seen):] + seen, val)}, scaled(80), seed)
+    return {"Dice of the same photos: their cars seen / not seen": (
+        dice(net, val), dice(by_car, val), "higher")}
 
 
 def mask_resize(data, seed):
-    """Resizing masks with interpolation costs accuracy"""
-    sides = {method: ([], []) for method in (Image.NEAREST, Image.BILINEAR)}
-    train, val = seg_split(data, 128, seed)
-    for side, photos in enumerate((train, val)):
-        for photo, mask in photos:  # three classes: background, dark car, bright car
-            inside = np.asarray(mask) == 1
-            bright = np.asarray(photo)[inside].mean() > 90
-            mask = Image.fromarray(np.uint8(inside * (1 + bright)))
-            for method, pairs in sides.items():
-                small = photo.resize((64, 64), Image.BILINEAR)
-                truth = mask.resize((64, 64), Image.NEAREST if side else method)
-                pairs[side].append((small, truth))
-    rows, accuracy = {}, []
-    shares = [statistics.mean(np.mean(np.asarray(mask) != np.asarray(right)) for (_, mask), (
-        _, right) in zip(pairs[0], sides[Image.NEAREST][0])) for pairs in sides.values()]
-    for pairs in sides.values():
+    """Resizing masks with interpolation costs accuracy (three classes: a 1 between 0 and 2)"""
+    def three(photo, mask):  # background, dark car, bright car
+        inside = np.asarray(mask) == 1
+        return Image.fromarray(np.uint8(inside * (1 + (np.asarray(photo)[inside].mean() > 90))))
+
+    def resized(pairs, method):
+        return [(photo.resize((64, 64), Image.BILINEAR),
+                 three(photo, mask).resize((64, 64), method)) for photo, mask in pairs]
+    (train, val), accuracy = seg_split(data, 128, seed), []
+    val = resized(val, Image.NEAREST)
+    for method in Image.NEAREST, Image.BILINEAR:
         torch.manual_seed(seed)
         net = seg.Segmenter("unet", 18, 128, 3).to(DEVICE, memory_format=torch.channels_last)
-        seg_train(net, {64: pairs}, scaled(80), seed, classes="0 1 2")
-        accuracy.append(seg.metrics(seg.evaluate(net, pairs[1], SimpleNamespace(
-            classes="0 1 2", bf16=BF16)))[0])
-    rows["share of wrong mask pixels"] = (*shares, "lower")
-    rows["accuracy, nearest against bilinear"] = (*accuracy, "higher")
-    return rows
+        seg_train(net, {64: (resized(train, method), val)}, scaled(80), seed, classes="0 1 2")
+        args = SimpleNamespace(classes="0 1 2", bf16=BF16)
+        accuracy.append(seg.metrics(seg.evaluate(net, val, args))[0])
+    return {"accuracy: nearest / bilinear": (*accuracy, "higher")}
 
 
 @functools.cache
 def encoder(real):
-    """Weights of a pretrained encoder: of ImageNet's file or, generated, of cars never used."""
+    """Weights of a pretrained encoder: of ImageNet's file or, generated, of cars used nowhere."""
     net = seg_net(99)
     if real:
         state = torch.hub.load_state_dict_from_url(
-            f"https://download.pytorch.org/models/{seg.FILES[18]}", weights_only=True)
+            f"https://download.pytorch.org/models/{seg.FILES[18]}", check_hash=True,
+            weights_only=True)
         net.encoder.load_state_dict({k: v for k, v in state.items() if k[:3] != "fc."})
     else:
         pairs = [pair for i in range(1000, 1000 + scaled(20, 2))
@@ -525,46 +552,47 @@ def encoder(real):
 
 def freeze(data, seed):
     """Freezing first, then rates by depth, beats training all at once (pretrained encoder)"""
-    sides, steps, scores = seg_split(data, 64, seed), scaled(60), []
+    sides, steps = seg_split(data, 64, seed), scaled(60)
 
     def run(steps, weights, frozen):
         net = seg_net(seed)
         net.encoder.load_state_dict(encoder(data.real))
         return net, seg_train(net, {64: sides}, steps, seed, weights, frozen)
     net, seconds = run(steps, "pretrained", steps // 4)
-    scores.append(dice(net, sides[1]))
-    for weights in "pretrained", "random":
-        n = steps_in(seconds, lambda n: run(n, weights, 0)[1])
-        scores.append(dice(run(n, weights, 0)[0], sides[1]))
-    return {"Dice, against rates by depth from the start": (*scores[:2], "higher"),
-            "Dice, against one rate for all": (scores[0], scores[2], "higher")}
+    ours, rows = dice(net, sides[1]), {}
+    for weights, what in (("pretrained", "never frozen"),
+                          ("random", "never frozen, one rate, BatchNorm too")):
+        n, _ = steps_in(seconds, lambda n: run(n, weights, 0)[1])
+        net, control = run(n, weights, 0)
+        rows[f"Dice: frozen first / {what}"] = (ours, dice(net, sides[1]), "higher")
+        rows[f"seconds: frozen first / {what}"] = (seconds, control, "time")
+    return rows
 
 
 def cut_vgg(data, seed):
     """Cutting VGG at the last layer used saves time and leaves the loss as it is, to the bit"""
-    x, y = (torch.rand(4, 3, 96, 96, generator=torch.Generator().manual_seed(seed + i)).to(DEVICE)
-            for i in range(2))
+    order = np.random.default_rng(seed).permutation(len(data.val))[:4]
+    y = torch.cat([data.val[i][..., :96, :96] for i in order])
     layers, seconds, results = [*sr.FEATURE_WEIGHTS], [], []
-    whole = VGGFeatures([*layers, "relu5_3"], "random").to(DEVICE)
-    short = VGGFeatures(layers, "random").to(DEVICE)
-    for vgg in short, whole:
-        times = []
+    for names in layers, [*layers, "relu5_3"]:
+        vgg, times = VGGFeatures(names, "random").to(DEVICE), []
         for _ in range(6):
-            out, start = x.clone().requires_grad_(), time.perf_counter()
-            have = vgg(out)
+            x, start = y.flip(3).requires_grad_(), time.perf_counter()
+            have = vgg(x)
             with torch.no_grad():
                 want = vgg(y)
             loss = sum(F.l1_loss(have[layer], want[layer]) for layer in layers)
             loss.backward()
+            x.grad.sum().item()  # waits for a GPU
             times.append(time.perf_counter() - start)
         seconds.append(1e3 * statistics.median(times[1:]))
-        results.append((loss.detach(), out.grad))
+        results.append((loss.detach(), x.grad))
     different = sum((a != b).sum().item() for a, b in zip(*results))
-    return {"ms a loss and its gradient": (*seconds, "lower"),
-            "values of loss and gradient that differ": (different, 0, "same")}
+    return {"ms a loss and its gradient: cut / whole": (*seconds, "lower"),
+            "values of both that differ: cut / none": (different, 0, "same")}
 
 
-SOURCES = {  # claim -> source, and where in this project it is put to use
+SOURCES = {  # claim -> who says so
     icnr: "Aitken 2017", transposed: "Odena 2016", gram: "Gatys 2016, eq. 3",
     upsample_last: "Shi 2016", batchnorm: "Lim 2017, 3.1 and 3.2",
     feature_loss: "Johnson 2016, 4.2", add_bicubic: "Kim 2016 (VDSR)",
@@ -577,52 +605,63 @@ CLAIMS = {function.__name__: function for function in SOURCES}
 
 # The table
 
+def gains(with_, without, better):
+    return [(b - a) * (-1 if better == "higher" else 1) for a, b in zip(with_, without)]
+
+
 def verdict(with_, without, better):
-    """Of one row, over seeds: does "with" beat "without" each time, and by more than by chance?"""
-    gains = [(b - a) * (1 if better == "lower" else -1) for a, b in zip(with_, without)]
+    """Of one row, over seeds: yes, opposite or unclear; of equal times: yes or no."""
+    if better == "time":  # within a sixth, in the mean: what clocks on a shared machine allow
+        return "yes" if 6 / 7 < statistics.mean(with_) / statistics.mean(without) < 7 / 6 else "no"
+    gain = gains(with_, without, better)
     if better == "same":
-        return all(abs(gain) <= 1e-5 for gain in gains)
-    spread = statistics.stdev(gains) if len(gains) > 1 else 0
-    return min(gains) > 0 and statistics.mean(gains) > spread
+        return "yes" if all(abs(g) <= 1e-5 for g in gain) else "opposite"
+    for sign, word in (1, "yes"), (-1, "opposite"):
+        if len(gain) > 2 and min(sign * g for g in gain) > 0 and (
+                abs(statistics.mean(gain)) > 1.7 * statistics.stdev(gain)):
+            return word
+    return "unclear"
 
 
-def summary(held):
-    """{row: does it hold?} -> the claim's verdict, in words."""
-    if all(held.values()):
+def summary(rows):
+    """{row: (with, without, better)} -> the claim's verdict, in words."""
+    words = {what: verdict(*row) for what, row in rows.items() if row[2] != "time"}
+    yes = [what for what, word in words.items() if word == "yes"]
+    if any(row[2] == "time" and verdict(*row) == "no" for row in rows.values()):
+        return "unclear: the times were not equal"
+    if len(yes) == len(words):
         return "holds"
-    if not any(held.values()):
-        return "does not hold"
-    return "holds only for: " + "; ".join(name for name, holds in held.items() if holds)
+    if yes:
+        return "holds only for " + "; ".join(yes)
+    return "unclear" if "unclear" in words.values() else "does not hold: the opposite does"
 
 
-def cell(values):
-    spread = statistics.stdev(values) if len(values) > 1 else 0
-    return f"{statistics.mean(values):.4g} ± {spread:.2g}"
-
-
-def ratio(with_, without):
-    return statistics.mean(with_) / statistics.mean(without) if any(without) else math.nan
+def cells(with_, without, better):
+    """The columns of one row."""
+    def mean(values, digits="#.4g"):
+        spread = statistics.stdev(values) if len(values) > 1 else 0
+        return f"{statistics.mean(values):{digits}} ± {spread:.1g}"
+    ratio = statistics.mean(with_) / statistics.mean(without) if any(without) else math.nan
+    difference = [a - b for a, b in zip(with_, without)]
+    return (f"{mean(with_):>16} |{mean(without):>16} |{ratio:>8.3g} |"
+            f"{mean(difference, '+.2g'):>17} |{verdict(with_, without, better):>9} |")
 
 
 def run(name, sets, seeds):
-    """One claim on each data set: prints its rows, and returns the verdicts."""
+    """One claim on each data set: prints its rows, and a verdict each."""
     claim, verdicts, columns = CLAIMS[name], [], []
     for real in sets:
         data, start = material(real), time.perf_counter()
         results = [claim(data, seed) for seed in range(seeds)]
         rows = {what: (*zip(*(result[what][:2] for result in results)), better)
                 for what, (*_, better) in results[0].items()}
-        held = {what: verdict(*row) for what, row in rows.items()}
         verdicts.append(f"{'real' if real else 'generated'} data, "
-                        f"{time.perf_counter() - start:.0f} s: {summary(held)}")
-        columns.append([f"{cell(a):>19} |{cell(b):>19} |{ratio(a, b):>8.3g} |"
-                        f"{'yes' if held[what] else 'no':>5} |"
-                        for what, (a, b, _) in rows.items()])
+                        f"{time.perf_counter() - start:.0f} s: {summary(rows)}")
+        columns.append([cells(*row) for row in rows.values()])
     print(f"\n{name}: {claim.__doc__} ({SOURCES[claim]})")
-    for what, *cells in zip(rows, *columns):
-        print(f"| {what:65} |" + "".join(cells))
+    for what, *texts in zip(rows, *columns):
+        print(f"| {what:75} |" + "".join(texts))
     print(*verdicts, sep="\n", flush=True)  # as they come
-    return verdicts
 
 
 def main(argv=None):
@@ -637,17 +676,21 @@ def main(argv=None):
     sr.check(args.seeds > 0 and args.fraction > 0, "--seeds and --fraction take more than 0")
     folder, FRACTION = os.environ.get("LESSON_DATA"), args.fraction
     if folder:
-        sr.check((ROOT / folder).is_dir(), f"LESSON_DATA={folder} is no folder")
+        missing = [name for name in REAL if not (ROOT / folder / name).exists()]
+        sr.check(not missing, f"LESSON_DATA: {ROOT / folder} has no {' '.join(missing)}")
         os.environ["TORCH_HOME"] = str(ROOT / folder / "torch_home")
     DEVICE, BF16 = sr.get_device("auto")
     sets = [False, True] if folder else [False]
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; mean ± standard "
           f"deviation of {args.seeds} seeds" + "; real data in the second columns" * bool(folder))
-    print(f"| {'measured':65} |" + len(sets) * (
-        f"{'with':>19} |{'without':>19} |{'ratio':>8} |{'holds':>5} |"))
+    print(f"| {'measured: with / without':75} |" + len(sets) * (
+        f"{'with':>16} |{'without':>16} |{'ratio':>8} |{'difference':>17} |{'as said':>9} |"))
     start = time.perf_counter()
     for name in args.names or CLAIMS:
-        run(name, sets, args.seeds)
+        try:
+            run(name, sets, args.seeds)
+        except (SystemExit, KeyboardInterrupt) as stop:  # Ctrl-C, which the loops turn into words
+            raise SystemExit(f"{name}: {stop}".split(": the same command")[0]) from None
     print(f"\n{(time.perf_counter() - start) / 60:.1f} min in all")
 
 

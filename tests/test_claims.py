@@ -43,20 +43,37 @@ def test_dice_near_the_border(monkeypatch):
     assert claims.dice(None, val, band=3) < 0.98
 
 
-@pytest.mark.parametrize("with_, without, better, holds", [
-    ([1, 1.1, 0.9], [2, 2.1, 1.9], "lower", True), ([1, 1.1, 0.9], [2, 2.1, 1.9], "higher", False),
-    ([2, 2.1, 1.9], [1, 1.1, 0.9], "higher", True), ([2, 2.1, 0.8], [1, 1.1, 0.9], "higher", False),
-    ([1.01, 1.01, 3], [1, 1, 1], "higher", False),  # each seed, but by chance as well
-    ([1, 1], [1, 1], "lower", False), ([1, 1], [1, 1], "same", True),
-    ([1, 1], [1, 2], "same", False)])
-def test_verdict(with_, without, better, holds):
-    assert claims.verdict(with_, without, better) == holds
+YES, OPPOSITE = ([1, 1.1, 0.9], [2, 2.2, 1.9], "lower"), ([1, 1.1, 0.9], [2, 2.2, 1.9], "higher")
+UNCLEAR = [2, 2.1, 0.8], [1, 1.1, 0.9], "higher"
+
+
+@pytest.mark.parametrize("row, word", [
+    (YES, "yes"), (OPPOSITE, "opposite"), (UNCLEAR, "unclear"),
+    (([2, 2.2, 1.9], [1, 1.1, 0.9], "higher"), "yes"),
+    (([1.01, 1.01, 3], [1, 1, 1], "higher"), "unclear"),  # in each seed, but by chance as well
+    (([2, 2], [1, 1], "higher"), "unclear"),  # two seeds are not enough
+    (([1, 1, 1], [1, 1, 1], "lower"), "unclear"), (([1, 1], [1, 1], "same"), "yes"),
+    (([1, 1], [1, 2], "same"), "opposite"), (([10, 10], [11, 9], "time"), "yes"),
+    (([10, 10], [13, 12], "time"), "no")])
+def test_verdict(row, word):
+    assert claims.verdict(*row) == word
 
 
 def test_summary():
-    assert claims.summary({"a": True, "b": True}) == "holds"
-    assert claims.summary({"a": False}) == "does not hold"
-    assert claims.summary({"a": False, "b": True}) == "holds only for: b"
+    assert claims.summary({"a": YES, "b": YES}) == "holds"
+    assert claims.summary({"a": OPPOSITE}) == "does not hold: the opposite does"
+    assert claims.summary({"a": OPPOSITE, "b": UNCLEAR}) == "unclear"
+    assert claims.summary({"a": OPPOSITE, "b": YES}) == "holds only for b"
+    equal, longer = ([10, 10], [11, 9], "time"), ([10, 10], [20, 20], "time")
+    assert claims.summary({"a": YES, "seconds": equal}) == "holds"
+    assert claims.summary({"a": YES, "seconds": longer}) == "unclear: the times were not equal"
+
+
+def test_no_effect_seldom_says_yes():
+    rng = np.random.default_rng(0)
+    words = [claims.verdict([*rng.normal(size=3)], [*rng.normal(size=3)], "lower")
+             for _ in range(2000)]
+    assert 0.03 < words.count("yes") / 2000 < 0.07
 
 
 def test_the_split_by_car_has_no_car_twice_and_the_one_by_image_has():
@@ -81,5 +98,5 @@ def test_every_experiment_runs(claims_output):
         block = re.search(rf"^{name}: {re.escape(claim.__doc__)} .*?data, \d+ s: (.*?)$",
                           claims_output, re.M | re.S)
         assert block, name
-        assert re.match("holds|does not hold", block[1]), name
+        assert re.match("holds|unclear", block[1]), name  # one seed: nearly all are unclear
         assert re.search(r"^\|.*±.*±.*\|", block[0], re.M), name

@@ -44,6 +44,21 @@ def test_every_command_runs(readme_output):
         assert re.search(wanted, text), command
 
 
+def test_links_lead_to_what_they_name():
+    links = re.findall(r"\[`([\w.]+)`\]\((\w+\.py)#L(\d+)\)", README)
+    assert links
+    for word, file, line in links:
+        assert word in (ROOT / file).read_text().splitlines()[int(line) - 1], (word, file, line)
+    for anchor in re.findall(r"\]\(#([\w-]+)\)", README):
+        titles = re.findall(r"^#+ (.*)$", README, re.M)
+        assert anchor in [re.sub(r"[^\w -]", "", t).lower().replace(" ", "-") for t in titles]
+
+
+def test_the_table_of_claims_has_them_all():
+    for claim in importlib.import_module("claims").SOURCES:
+        assert f"**{claim.__doc__}**" in README, claim.__name__
+
+
 def main(folder):
     """What readme_output is made of: a folder of tiny photos, cars and pictures, all commands."""
     tiny = {name: importlib.import_module(f"test_{name}").TINY for name in ("style", "seg")}
