@@ -52,8 +52,7 @@ def get_args(argv=None):
     check(args.init or not (args.apply or args.test), "--apply and --test need --init CHECKPOINT")
     return args
 
-def check(condition, sentence):
-    """End the run with a sentence instead of a traceback, where the user has to mend something."""
+def check(condition, sentence):  # ends the run, without a traceback, where the user can mend it
     if not condition:
         raise SystemExit(sentence)
 # %% 2. Data: photos or, where there are none, generated images
@@ -102,12 +101,12 @@ def load_photos(folder, size, keep=1.0, seed=0, room=2 * 2**30):
     print(f"{folder}: {len(photos)} photos, {len(skipped)} files skipped", *skipped[:1], sep="; ")
     check(photos, f"{folder} holds no usable photo: name a folder that does")
     return photos
-def to_tensor(image):
-    """(H, W, 3) uint8 array or RGB Pillow image -> (3, H, W) float in [0, 1]."""
+
+def to_tensor(image):  # (H, W, 3) uint8 array or RGB Pillow image -> (3, H, W) float in [0, 1]
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
-def to_image(x):
-    """(3, H, W) in [0, 1] -> (H, W, 3) uint8 array, rounded and clipped."""
+def to_image(x):  # (3, H, W) in [0, 1] -> (H, W, 3) uint8 array, rounded and clipped
     return (x * 255).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
+
 def make_pair(photo, scale, blur=0.0):
     """(H, W, 3) uint8 -> low (3, H / scale, W / scale) and high (3, H, W), cut to fit scale.
     Low is made as in the papers: bicubic, antialiased, 8 bits; blur: Gaussian sigma before."""
@@ -217,9 +216,10 @@ def get_device(name):
             "cuda": found and torch.cuda.is_bf16_supported(False)}.get(device.type, False)
     print(f"device {device}, {'bf16' if bf16 else 'float32'}")
     return device, bf16
-def learning_rate(step, steps, lr):
-    """Linear warm-up, then half a cosine down to zero."""
+
+def learning_rate(step, steps, lr):  # linear warm-up, then half a cosine down to zero
     return lr * min(1, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+
 def save_checkpoint(path, model, optimizer, step, args):
     """One dict of plain types, written beside and renamed: a crash leaves the last one whole."""
     args = {k: v for k, v in vars(args).items() if isinstance(v, (str, int, float, bool))}

@@ -58,8 +58,7 @@ def get_args(argv=None):
     check(args.init or not args.apply, "--apply needs --init CHECKPOINT")
     args.style_layers = " ".join(args.style_layers)  # a checkpoint's settings are plain types
     return args
-def check(condition, sentence):
-    """End the run with a sentence instead of a traceback, where the user has to mend something."""
+def check(condition, sentence):  # ends the run, without a traceback, where the user can mend it
     if not condition:
         raise SystemExit(sentence)
 # %% 2. Data: photos, one painting; where there are none, generated ones
@@ -106,12 +105,11 @@ def load_photos(folder, size, keep=1.0, seed=0, room=2 * 2**30):
     print(f"{folder}: {len(photos)} photos, {len(skipped)} files skipped", *skipped[:1], sep="; ")
     check(photos, f"{folder} holds no usable photo: name a folder that does")
     return photos
-def to_tensor(image):
-    """(H, W, 3) uint8 array or RGB Pillow image -> (3, H, W) float in [0, 1]."""
+def to_tensor(image):  # (H, W, 3) uint8 array or RGB Pillow image -> (3, H, W) float in [0, 1]
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
-def to_image(x):
-    """(3, H, W) in [0, 1] -> (H, W, 3) uint8 array, rounded and clipped."""
+def to_image(x):  # (3, H, W) in [0, 1] -> (H, W, 3) uint8 array, rounded and clipped
     return (x * 255).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
+
 def painting(rng, side):
     """A generated painting, (side, side, 3) uint8: strokes of a few hues that follow a flow."""
     canvas, hues = 2 * side, 255 * rng.random((5, 3))
@@ -188,9 +186,8 @@ class PerceptualLoss:
         self.weights = 1, args.style_weight, args.tv
         self.vgg = VGGFeatures([self.content, *layers], args.weights, args.vgg).to(style.device)
         self.shallow = VGGFeatures([self.content], args.weights, args.vgg).to(style.device)
-        with torch.no_grad():  # the style never changes: its Gram matrices are computed once
-            features = self.vgg(style)
-            self.grams = {layer: gram_matrix(features[layer]) for layer in layers}
+        features = self.vgg(style)  # the style never changes: its Gram matrices are computed once
+        self.grams = {layer: gram_matrix(features[layer]) for layer in layers}
     @torch.no_grad()
     def target(self, x):
         return self.shallow(x)[self.content]  # a VGG that goes no deeper than content needs
@@ -223,8 +220,7 @@ def get_device(name):
             "cuda": found and torch.cuda.is_bf16_supported(False)}.get(device.type, False)
     print(f"device {device}, {'bf16' if bf16 else 'float32'}")
     return device, bf16
-def learning_rate(step, steps, lr):
-    """Linear warm-up, then half a cosine down to zero."""
+def learning_rate(step, steps, lr):  # linear warm-up, then half a cosine down to zero
     return lr * min(1, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
 def save_checkpoint(path, model, optimizer, step, args):
     """One dict of plain types, written beside and renamed: a crash leaves the last one whole."""
@@ -314,6 +310,7 @@ def apply(model, paths, out, max_side):
             styled.putalpha(photo.getchannel("A"))
         styled.save(target)
         print(f"{path} -> {target} {styled.width} x {styled.height} (--max-side {max_side})")
+
 def compare(name, x, style, model, perceptual, args):
     """Stylise a photo x (1, 3, H, W) both ways, print what each took; returns {label: picture}."""
     clocks = [time.time()]
@@ -332,6 +329,7 @@ def compare(name, x, style, model, perceptual, args):
     print(f"the optimiser equals the network at step {equal} of {args.optimize_steps}, in "
           f"{equal / len(losses) * slow / fast:.0f} times its time")
     return cells
+
 def draw_figure(path, rows):
     """One PNG: a row a photo, a cell a picture (1, 3, H, W) under its label, cut to a square."""
     sheet = Image.new("RGB", (264 * len(rows[0]), 282 * len(rows)), "white")
@@ -349,15 +347,14 @@ def main(argv=None):
     check(parent.is_dir() and os.access(parent, os.W_OK), f"--out {out} cannot be written to")
     out.mkdir(parents=True, exist_ok=True)
     start = out / "network.pt" if args.resume and not args.apply else args.init
-    checkpoint = load_checkpoint(start, "style") if start else None
+    checkpoint = load_checkpoint(start, "style") if start else {"args": {}}
     device, args.bf16 = get_device(args.device)  # ranks wait here: all have read the checkpoint
-    if checkpoint:  # it knows its own net, and a stopped run all its settings
-        here = {"out", "init", "resume", "device", "bf16", "workers", args.content and "content"}
-        vars(args).update({k: v for k, v in checkpoint["args"].items()
-                           if k in ("nf", "padding", "norm") or args.resume and k not in here})
+    here = {"out", "init", "resume", "device", "bf16", "workers", args.content and "content"}
+    vars(args).update({k: v for k, v in checkpoint["args"].items()  # all of a stopped run, or a net
+                       if k in ("nf", "padding", "norm") or args.resume and k not in here})
     torch.manual_seed(args.seed)
     model = StyleNet(args.nf, args.padding, args.norm).to(device, memory_format=torch.channels_last)
-    if checkpoint:
+    if start:
         model.load_state_dict(checkpoint["model"])
     if args.apply:
         return apply(model, args.apply, out, args.max_side)
@@ -374,13 +371,12 @@ def main(argv=None):
         perceptual = PerceptualLoss(style.to(device), args)
     photos = load_photos(args.data, args.size // 2, args.keep, args.seed)
     val = [Crops(photos[::20], args.size)[n][None].to(device) for n in range(8)]
-    photos = [photo for i, photo in enumerate(photos) if i % 20]
-    check(photos, f"{args.data} holds one usable photo, but it takes two: one of them to validate")
+    crops = Crops([photo for i, photo in enumerate(photos) if i % 20], args.size, args.seed)
+    check(crops.photos, f"{args.data} holds one usable photo, but it takes two: one to validate")
     for name in ("network.pt", "optimised.png", "figure.png", "log.csv"):
         if (out / name).exists() and RANK == 0 and (not args.resume or name.endswith("png")):
             print("kept", (out / name).rename(out / f"{time.time():.0f}-{name}"))
-    train(model, perceptual, Crops(photos, args.size, args.seed), val, out / "network.pt",
-          checkpoint, args)
+    train(model, perceptual, crops, val, out / "network.pt", checkpoint, args)
     if RANK:
         return  # a single picture is optimised by one process
     worst = val[evaluate(model.requires_grad_(False), perceptual, val)[:, -1].argmax()]

@@ -77,7 +77,7 @@ def test_fcn_starts_as_bilinear_enlargement():
 
 @pytest.mark.parametrize("depth, parameters", [(18, 11_176_512), (34, 21_284_672)])
 def test_resnet_has_the_names_and_shapes_of_torchvisions_files(depth, parameters):
-    net = seg.ResNet(depth)
+    net = seg.resnet(depth)
     assert sum(p.numel() for p in net.parameters()) == parameters
     blocks = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}[depth]
     bn = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
@@ -98,7 +98,7 @@ def test_resnet_has_the_names_and_shapes_of_torchvisions_files(depth, parameters
 
 
 def test_hooks_deliver_what_slicing_delivers():
-    e, x = seg.ResNet(18).eval(), torch.rand(1, 3, 64, 32)
+    e, x = seg.resnet(18).eval(), torch.rand(1, 3, 64, 32)
     names = {"relu": 3, "layer1": 5, "layer2": 6, "layer3": 7}
     hooks = {name: SaveFeatures(getattr(e, name)) for name in names}
     with torch.no_grad():
@@ -301,7 +301,7 @@ def test_a_palette_mask_keeps_its_indices(tmp_path):
 
 # ---- training
 def test_a_frozen_encoder_does_not_move_and_a_thawed_one_keeps_its_statistics(carvana, tmp_path):
-    weights = seg.ResNet(18).state_dict()
+    weights = seg.resnet(18).state_dict()
     args = seg.get_args([*TINY, "--lr", "0.1", "--model", "unet"])
     args.bf16, args.classes = False, "0 1"
     data = {32: seg.split(seg.load_pairs(carvana, 32))[:2]}
@@ -323,7 +323,7 @@ def test_a_frozen_encoder_does_not_move_and_a_thawed_one_keeps_its_statistics(ca
 def test_learning_rates_in_three_groups(carvana, monkeypatch, tmp_path):
     path = tmp_path / "torch_home/hub/checkpoints/resnet18-f37072fd.pth"
     path.parent.mkdir(parents=True)
-    torch.save({**seg.ResNet(18).state_dict(), "fc.weight": torch.zeros(1000, 512)}, path)
+    torch.save({**seg.resnet(18).state_dict(), "fc.weight": torch.zeros(1000, 512)}, path)
     rates, step = [], torch.optim.Adam.step
 
     def record(self, *args):
@@ -335,7 +335,7 @@ def test_learning_rates_in_three_groups(carvana, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.optim.Adam, "step", record)
     run("o", "--data", carvana, "--model", "simple", "--weights", "pretrained", "--steps", 1)
     assert rates[0][0] * 100 == pytest.approx(rates[0][2]) == pytest.approx(rates[0][1] * 10)
-    e = seg.ResNet(18)
+    e = seg.resnet(18)
     first = sum(p.numel() for m in (e.conv1, e.bn1, e.layer1, e.layer2) for p in m.parameters())
     assert sizes[0][:2] == [first, sum(p.numel() for p in e.parameters()) - first]
     run("o", "--data", carvana, "--model", "simple", "--steps", 1)
@@ -563,6 +563,7 @@ def test_checkpoints_that_are_none(carvana, capsys):
         sentence = fails(seg, capsys, "--apply", "a.jpg", "--init", name)
         assert "is no checkpoint of seg.py" in sentence and why in sentence
     assert "out/none/unet.pt" in fails(seg, capsys, "--resume", "--out", "out/none")
+    assert "not --resume" in fails(seg, capsys, "--apply", "a.jpg", "--init", "b.pt", "--resume")
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(carvana, capsys, monkeypatch):
@@ -576,7 +577,7 @@ def test_resnet18_knows_imagenet(lesson_data, monkeypatch):
     """Top-1 on one photo of each class: the file's own classifier on what our encoder sees."""
     file = lesson_data / "torch_home/hub/checkpoints/resnet18-f37072fd.pth"
     weights = torch.load(file, weights_only=True)
-    encoder = seg.ResNet(18).eval()
+    encoder = seg.resnet(18).eval()
     encoder.load_state_dict({k: v for k, v in weights.items() if not k.startswith("fc.")})
     paths = sorted((lesson_data / "imagenet_sample").rglob("*.JPEG"))
     step, right = 1000 // len(paths), 0  # all of the 1,000 photos, or every second
