@@ -10,7 +10,7 @@ columns of its own, in as much time again.
 A row says "yes" if "with" differs from "without" as claimed in every seed, and the difference is
 1.7 times its standard deviation over seeds (a one-sided t-test of three pairs at 5 %: of forty rows
 without any effect, two would still say yes); "opposite" if the reverse is so; else "unclear".
-A claim holds if all of its rows say yes, does not if none does, else only where they do.
+A claim holds if all of its rows say yes, else only where they do; not, if none does.
 No setting was chosen to make a claim hold; those that do not are reported like those that do.
 """
 import argparse
@@ -625,15 +625,16 @@ def verdict(with_, without, better):
 
 def summary(rows):
     """{row: (with, without, better)} -> the claim's verdict, in words."""
-    words = {what: verdict(*row) for what, row in rows.items() if row[2] != "time"}
-    yes = [what for what, word in words.items() if word == "yes"]
     if any(row[2] == "time" and verdict(*row) == "no" for row in rows.values()):
         return "unclear: the times were not equal"
+    words = {what: verdict(*row) for what, row in rows.items() if row[2] != "time"}
+    yes, opposite = ([what for what, word in words.items() if word == wanted]
+                     for wanted in ("yes", "opposite"))
     if len(yes) == len(words):
         return "holds"
     if yes:
         return "holds only for " + "; ".join(yes)
-    return "unclear" if "unclear" in words.values() else "does not hold: the opposite does"
+    return "does not hold: opposite for " + "; ".join(opposite) if opposite else "unclear"
 
 
 def cells(with_, without, better):
@@ -664,8 +665,7 @@ def run(name, sets, seeds):
     print(*verdicts, sep="\n", flush=True)  # as they come
 
 
-def main(argv=None):
-    global FRACTION, DEVICE, BF16
+def get_args(argv=None):
     parser = argparse.ArgumentParser(description="What the lesson claims, measured.")
     parser.add_argument("names", nargs="*", metavar="name", help=f"of {' '.join(CLAIMS)}")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each experiment")
@@ -674,6 +674,12 @@ def main(argv=None):
     unknown = [name for name in args.names if name not in CLAIMS]
     sr.check(not unknown, f"no claim {' '.join(unknown)}: there are {' '.join(CLAIMS)}")
     sr.check(args.seeds > 0 and args.fraction > 0, "--seeds and --fraction take more than 0")
+    return args
+
+
+def main(argv=None):
+    global FRACTION, DEVICE, BF16
+    args = get_args(argv)
     folder, FRACTION = os.environ.get("LESSON_DATA"), args.fraction
     if folder:
         missing = [name for name in REAL if not (ROOT / folder / name).exists()]

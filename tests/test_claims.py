@@ -61,8 +61,8 @@ def test_verdict(row, word):
 
 def test_summary():
     assert claims.summary({"a": YES, "b": YES}) == "holds"
-    assert claims.summary({"a": OPPOSITE}) == "does not hold: the opposite does"
-    assert claims.summary({"a": OPPOSITE, "b": UNCLEAR}) == "unclear"
+    assert claims.summary({"a": OPPOSITE, "b": UNCLEAR}) == "does not hold: opposite for a"
+    assert claims.summary({"b": UNCLEAR}) == "unclear"
     assert claims.summary({"a": OPPOSITE, "b": YES}) == "holds only for b"
     equal, longer = ([10, 10], [11, 9], "time"), ([10, 10], [20, 20], "time")
     assert claims.summary({"a": YES, "seconds": equal}) == "holds"
@@ -98,5 +98,5 @@ def test_every_experiment_runs(claims_output):
         block = re.search(rf"^{name}: {re.escape(claim.__doc__)} .*?data, \d+ s: (.*?)$",
                           claims_output, re.M | re.S)
         assert block, name
-        assert re.match("holds|unclear", block[1]), name  # one seed: nearly all are unclear
+        assert re.match("holds|unclear|does not hold", block[1]), name  # one seed: nearly all are unclear
         assert re.search(r"^\|.*±.*±.*\|", block[0], re.M), name

@@ -36,6 +36,15 @@ def test_every_command_parses(command):
         assert module.get_args(argv).script == module.__name__
 
 
+def test_commands_of_the_claims_parse():
+    blocks = "".join(re.findall(r"```sh\n(.*?)```", README, re.S))
+    lines = re.findall(r"^.*tests/claims\.py.*$", blocks, re.M)
+    assert lines
+    for line in lines:
+        words = shlex.split(line.split("#")[0])
+        importlib.import_module("claims").get_args(words[words.index("tests/claims.py") + 1:])
+
+
 def test_every_command_runs(readme_output):
     runs = re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n?)*)", readme_output, re.M)
     assert [command for command, _ in runs] == commands()
