@@ -68,7 +68,7 @@ def resize(photo, mask, size):  # to a short side; no class 4 appears between a 
     return [ImageOps.cover(image, (size, size), method)
             for image, method in ((photo, Image.BILINEAR), (mask, Image.NEAREST))]
 def car(rng, side):
-    """A generated car from 16 angles, before polygons: Pillow photos with masks of 0 and 1."""
+    """A generated car from 16 angles, in front of polygons: Pillow photos, masks of 0 and 1."""
     paint, low, high = rng.integers(0, 256, 3), *rng.uniform((0.35, 0.6), (0.5, 0.85))
     for turn in math.pi / 8 * np.arange(16):
         photo, mask = Image.new("RGB", (256, 256)), Image.new("L", (256, 256))
@@ -78,7 +78,7 @@ def car(rng, side):
         tilt, zoom, *centre = rng.uniform((0.2, 80, 115, 140), (0.5, 115, 140, 165))
         for z in np.linspace(0, high, 99):  # a stack of rectangles, from the ground up
             x, y = (1, 0.4) if z < low else (1 - z, 0.4 - 0.2 * (z - low))
-            colour = paint * (1 if z == high or 0 < low - z < 0.02 else 0.7)  # seen from above
+            colour = paint * (1 if z == high or 0 < low - z < 0.02 else 0.7)  # lit from above
             colour = colour if 0.1 < z < low or z > high - 0.05 else np.full(3, 50)  # tyres, glass
             ground = np.array([-x - y * 1j, x - y * 1j, x + y * 1j, y * 1j - x]) * np.exp(turn * 1j)
             points = np.stack([ground.real, -z - tilt * ground.imag], axis=1) * zoom + centre
@@ -174,7 +174,7 @@ class UpBlock(nn.Module):
     def forward(self, x):
         skips = [self.x_conv(skip.features) for skip in self.skips]
         return self.bn(F.relu(torch.cat([self.tr_conv(x), *skips], dim=1)))
-def simple(e, nf, logits, skips=4 * [()]):  # x2, five times, from the last features alone
+def simple(e, nf, logits, skips=4 * [()]):  # x2, five times, from the last features; no skip
     blocks = [UpBlock(before, nf, *skip) for before, skip in zip((512, nf, nf, nf), skips)]
     return nn.Sequential(*blocks, nn.ConvTranspose2d(nf, logits, 2, 2))
 def unet(e, nf, logits):  # also sees what the encoder e saw at each size (Ronneberger, figure 1)
@@ -319,7 +319,7 @@ def apply(model, paths, out, args):
         pred = predict(model, photo, args.bf16, args.size)
         mask = Image.fromarray(values[pred] if len(values) > 2 else 255 * pred)
         if len(values) > 2:
-            mask.putpalette(COLOURS.tobytes())
+            mask.putpalette(COLOURS[np.searchsorted(values, range(256))].tobytes())
         for kind, image in ("mask", mask), ("overlay", overlay(photo, pred, pred)):
             target = out / f"{Path(path).stem}_{kind}.png"
             check(not target.exists(), f"{target} exists: move it away, or give another --out")

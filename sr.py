@@ -267,7 +267,7 @@ def train(model, loss_fn, crops, pairs, path, steps, lr, frozen, args):
             print(f"step {step:6}/{steps} | loss {loss.item():.4f} | {pace * batch:.1f} img/s | "
                   f"{(steps - step) / pace:.0f} s left")
             check(math.isfinite(loss.item()), f"the loss is {loss}: lower --lr; last good: {path}")
-        if due and RANK == 0:
+        if due and RANK == 0 and (step > start or not start):
             save_checkpoint(path, model, optimizer, step, args)
             base, now = (evaluate(f, pairs, model.scale).mean(0)[0] for f in (model.bicubic, model))
             print(f"eval {step:6}/{steps} | psnr {now:.2f} dB (bicubic {base:.2f}) | saved {path}")
@@ -361,12 +361,12 @@ def main(argv=None):
         for path, row in zip([*(path for path, _ in val), "mean"], [*scores, scores.mean(0)]):
             print("%-26s | bicubic %.2f dB %.4f | net %.2f dB %.4f" % (Path(f"{path}").name, *row))
         return
+    photos = [photo for i, photo in enumerate(photos) if i % 20]
+    check(photos, f"{args.data} holds one usable photo, but it takes two: one to validate")
+    crops = Crops(photos, args.size, args.scale, args.blur, args.seed)
     for name in ("pixel.pt", "feature.pt", "figure.png", "log.csv"):
         if (out / name).exists() and RANK == 0 and (not args.resume or name.endswith("png")):
             print("kept", (out / name).rename(out / f"{time.time():.0f}-{name}"))
-    photos = [photo for i, photo in enumerate(photos) if i % 20]
-    check(photos, f"{args.data} holds one usable photo, but it takes two: one of them to validate")
-    crops = Crops(photos, args.size, args.scale, args.blur, args.seed)
     train(model, F.l1_loss, crops, pairs, out / "pixel.pt", args.steps, args.lr, args.frozen, args)
     nets, vgg = {"bicubic": model.bicubic, "pixel loss": copy.deepcopy(model)}, None
     try:

@@ -274,7 +274,7 @@ def train(model, perceptual, crops, photos, path, checkpoint, args):
             print(f"step {step:6}/{steps} | loss {loss.item():.4f} | {pace * batch:.1f} img/s | "
                   f"{(steps - step) / pace:.0f} s left")
             check(math.isfinite(loss.item()), f"the loss is {loss}: lower --lr; last good: {path}")
-        if due and RANK == 0:
+        if due and RANK == 0 and (step > start or not start):
             save_checkpoint(path, model, optimizer, step, args)
             now = evaluate(model.eval(), perceptual, photos).mean(0)[-1]
             print(f"eval {step:6}/{steps} | total {now:.3f} (photo {base:.3f}) | saved {path}")
@@ -325,7 +325,7 @@ def compare(name, x, style, model, perceptual, args):
         print(f"{label:16}", *(f"{value:9.4f}" for value in scores), f"{seconds:9.3f}")
         cells[f"{label} {scores[-1]:.2f}"] = y
         cells.setdefault(title, style)  # beside the photo itself
-    equal = next((i for i, loss in enumerate(losses) if loss <= scores[-1]), math.inf)
+    equal = next((i for i, loss in enumerate(losses) if loss <= scores[-1]), math.inf)  # network's
     print(f"the optimiser equals the network at step {equal} of {args.optimize_steps}, in "
           f"{equal / len(losses) * slow / fast:.0f} times its time")
     return cells
@@ -379,7 +379,7 @@ def main(argv=None):
     train(model, perceptual, crops, val, out / "network.pt", checkpoint, args)
     if RANK:
         return  # a single picture is optimised by one process
-    worst = val[evaluate(model.requires_grad_(False), perceptual, val)[:, -1].argmax()]
+    worst = val[evaluate(model.eval().requires_grad_(False), perceptual, val)[:, -1].argmax()]
     pictures = {"content": content, "unseen photo": val[0], "worst unseen": worst}
     rows = [compare(name, x, style, model, perceptual, args) for name, x in pictures.items()]
     draw_figure(out / "figure.png", rows)
