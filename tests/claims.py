@@ -26,6 +26,7 @@ import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ import sr  # noqa: E402
 import style  # noqa: E402
 from common import VGGFeatures, gram_matrix  # noqa: E402
 
-FRACTION = 1.0  # of the steps and the data, by --fraction
+FRACTION = 1.0  # of the steps, the batches and the data, by --fraction
 DEVICE, BF16 = torch.device("cpu"), False  # by main
 
 
@@ -71,7 +72,7 @@ def material(real):
     cars = {size: [(group, file, *seg.resize(photo, mask, size))
                    for group, file, photo, mask in pairs if group in groups]
             for size in (32, 64, 128)}
-    held = photos[::max(1, len(photos) // 6)][:6]
+    held = photos[::max(1, len(photos) // 6)][:scaled(6)]
     val = [sr.to_tensor(photo[:192, :192])[None].to(DEVICE) for _, photo in held]
     names = {name for name, _ in held}
     painting = style.load_picture(picture, 192, style.painting, np.random.default_rng(0))
@@ -88,13 +89,14 @@ def learning_rate(step, steps, lr):
     return lr * min(1, 10 * (step + 1) / steps) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
 
 
-sr.learning_rate = style.learning_rate = seg.learning_rate = learning_rate
-
-
 @contextlib.contextmanager
 def quiet():
-    with contextlib.redirect_stdout(None), tempfile.TemporaryDirectory() as folder:
-        yield Path(folder)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stdout(None))
+        for script in sr, style, seg:
+            stack.enter_context(mock.patch.object(script, "learning_rate", learning_rate))
+            stack.enter_context(mock.patch.object(script, "save_checkpoint"))  # nobody reads them
+        yield Path(stack.enter_context(tempfile.TemporaryDirectory()))
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the loops have a handler of theirs
 
 
@@ -117,7 +119,7 @@ def sr_net(seed, scale=2, nf=16, blocks=4, icnr=True, upsample=None, tail="zero"
 
 def sr_train(net, data, steps, seed, lr=3e-3, loss_fn=F.l1_loss, frozen=0, every=10**9):
     """sr.py's loop: seconds, and [(step, PSNR)] of its validations."""
-    args = sr.get_args(["--eval-every", str(every)])
+    args = sr.get_args(["--eval-every", str(every), "--batch-size", str(scaled(16))])
     args.bf16, size = BF16, 24 * net.scale
     crops = sr.Crops(data.photos, size, net.scale, seed=seed)
     with quiet() as folder:
@@ -130,7 +132,7 @@ def sr_train(net, data, steps, seed, lr=3e-3, loss_fn=F.l1_loss, frozen=0, every
 
 
 def style_args(data):
-    args = style.get_args(["--batch-size", "4", "--nf", "8", "--weights", data.weights,
+    args = style.get_args(["--batch-size", str(scaled(4)), "--nf", "8", "--weights", data.weights,
                            "--style-layers", "relu1_2", "relu2_2", "relu3_3"])
     args.bf16, args.steps, args.eval_every = BF16, scaled(60), 10**9
     return args
@@ -173,7 +175,8 @@ def seg_split(data, size, seed, by="car"):
 
 def seg_train(net, splits, steps, seed, weights="random", frozen=0, classes="0 1"):
     """seg.py's loop over {size: split}, `steps` at each size: seconds."""
-    args = seg.get_args(["--steps", str(steps), "--weights", weights, "--eval-every", "1000000"])
+    args = seg.get_args(["--steps", str(steps), "--batch-size", str(scaled(16)), "--weights",
+                         weights, "--eval-every", "1000000"])
     args.bf16, args.classes = BF16, classes
     crops = seg.Crops({n: (train, val[:1]) for n, (train, val) in splits.items()},
                       steps * args.batch_size, seed)
@@ -572,11 +575,11 @@ def freeze(data, seed):
 def cut_vgg(data, seed):
     """Cutting VGG at the last layer used saves time and leaves the loss as it is, to the bit"""
     order = np.random.default_rng(seed).permutation(len(data.val))[:4]
-    y = torch.cat([data.val[i][..., :96, :96] for i in order])
+    y = torch.cat([data.val[i][..., :scaled(96, 32), :scaled(96, 32)] for i in order])
     layers, seconds, results = [*sr.FEATURE_WEIGHTS], [], []
     for names in layers, [*layers, "relu5_3"]:
         vgg, times = VGGFeatures(names, "random").to(DEVICE), []
-        for _ in range(6):
+        for _ in range(scaled(6)):
             x, start = y.flip(3).requires_grad_(), time.perf_counter()
             have = vgg(x)
             with torch.no_grad():
@@ -669,7 +672,8 @@ def get_args(argv=None):
     parser = argparse.ArgumentParser(description="What the lesson claims, measured.")
     parser.add_argument("names", nargs="*", metavar="name", help=f"of {' '.join(CLAIMS)}")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each experiment")
-    parser.add_argument("--fraction", type=float, default=1, help="of the steps, for a quick look")
+    parser.add_argument("--fraction", type=float, default=1,
+                        help="of steps, batches and data, for a quick look")
     args = parser.parse_args(argv)
     unknown = [name for name in args.names if name not in CLAIMS]
     sr.check(not unknown, f"no claim {' '.join(unknown)}: there are {' '.join(CLAIMS)}")

@@ -135,6 +135,12 @@ RUNS = {  # in this order, beside the tests, which need not wait for them
                                  "0.01")}
 
 
+def pytest_collection_modifyitems(items):
+    """Those that wait for a run beside the tests come last."""
+    items.sort(key=lambda item: bool({"two_ranks", "readme_output", "claims_output"} &
+                                     {*item.fixturenames}))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def beside(request, tmp_path_factory):
     """{name: (folder, future)} of those of RUNS that a test of this session waits for."""
