@@ -196,8 +196,7 @@ class Segmenter(nn.Module):
         out = self.head(self.encoder(F.pad(x, (0, -W % 32, 0, -H % 32), "replicate")))
         return F.pad(out, (0, 0, 0, 0, out.shape[1] == 1, 0))[..., :H, :W]  # softmax(0, z): sigmoid
 # %% 4. Loss: cross-entropy of the pixels that have a label
-# (B, classes, H, W), (B, H, W) indices or IGNORE -> mean; of two classes, the binary form
-pixel_loss = functools.partial(F.cross_entropy, ignore_index=IGNORE)
+pixel_loss = functools.partial(F.cross_entropy, ignore_index=IGNORE)  # (B, C, H, W), (B, H, W)
 # %% 5. Metric and baseline: accuracy, Dice and IoU, beside the most frequent class everywhere
 def predict(model, photo, bf16, size=None):
     """Pillow photo -> class indices (H, W), uint8; the net sees it with a short side of `size`."""
@@ -249,10 +248,11 @@ def load_checkpoint(path, script):
     """What save_checkpoint wrote; SystemExit, saying why, if it is not one of this script's."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        check(checkpoint["args"]["script"] == script, f"{checkpoint['args']['script']}.py wrote it")
-        return checkpoint
-    except (Exception, SystemExit) as error:  # no file, no checkpoint, another script's
+        writer = checkpoint["args"]["script"]
+    except Exception as error:  # no file, no checkpoint, another program's: each its own kind
         raise SystemExit(f"{path} is no checkpoint of {script}.py: {error!r:.150}") from None
+    check(writer == script, f"{path} is no checkpoint of {script}.py: {writer}.py wrote it")
+    return checkpoint
 def train(model, crops, path, frozen, args):  # Ctrl-C saves, then ends the run
     """A pretrained encoder keeps its BatchNorm statistics and, for `frozen` steps, all weights."""
     device, start, curve, e = next(model.parameters()).device, 0, [], model.encoder

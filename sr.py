@@ -101,7 +101,6 @@ def load_photos(folder, size, keep=1.0, seed=0, room=2 * 2**30):
     print(f"{folder}: {len(photos)} photos, {len(skipped)} files skipped", *skipped[:1], sep="; ")
     check(photos, f"{folder} holds no usable photo: name a folder that does")
     return photos
-
 def to_tensor(image):  # (H, W, 3) uint8 array or RGB Pillow image -> (3, H, W) float in [0, 1]
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 def to_image(x):  # (3, H, W) in [0, 1] -> (H, W, 3) uint8 array, rounded and clipped
@@ -129,7 +128,7 @@ class Crops(Dataset):
         return make_pair(high[:, ::rng.choice([-1, 1])], self.scale, self.blur)  # low turns along
 # %% 3. Model: EDSR at the lesson's size (Lim et al. 2017, figure 3)
 conv = functools.partial(nn.Conv2d, kernel_size=3, padding=1)
-class ResBlock(nn.Sequential):  # without BatchNorm, which costs memory and PSNR (Lim 2017, 3.1)
+class ResBlock(nn.Sequential):  # no BatchNorm: in long runs it costs PSNR (Lim 2017, 3.1)
     def forward(self, x):  # x 0.1 steadies a deep sum (Lim 2017, 3.2)
         return x + 0.1 * super().forward(x)
 
@@ -231,10 +230,11 @@ def load_checkpoint(path, script):
     """What save_checkpoint wrote; SystemExit, saying why, if it is not one of this script's."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        check(checkpoint["args"]["script"] == script, f"{checkpoint['args']['script']}.py wrote it")
-        return checkpoint
-    except (Exception, SystemExit) as error:  # no file, no checkpoint, another script's
+        writer = checkpoint["args"]["script"]
+    except Exception as error:  # no file, no checkpoint, another program's: each its own kind
         raise SystemExit(f"{path} is no checkpoint of {script}.py: {error!r:.150}") from None
+    check(writer == script, f"{path} is no checkpoint of {script}.py: {writer}.py wrote it")
+    return checkpoint
 
 def load_layers(model, checkpoint):
     """Copy the tensors that fit from a checkpoint; print and return the names of the others."""

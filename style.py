@@ -232,10 +232,11 @@ def load_checkpoint(path, script):
     """What save_checkpoint wrote; SystemExit, saying why, if it is not one of this script's."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        check(checkpoint["args"]["script"] == script, f"{checkpoint['args']['script']}.py wrote it")
-        return checkpoint
-    except (Exception, SystemExit) as error:  # no file, no checkpoint, another script's
+        writer = checkpoint["args"]["script"]
+    except Exception as error:  # no file, no checkpoint, another program's: each its own kind
         raise SystemExit(f"{path} is no checkpoint of {script}.py: {error!r:.150}") from None
+    check(writer == script, f"{path} is no checkpoint of {script}.py: {writer}.py wrote it")
+    return checkpoint
 def optimize(x, perceptual, steps, bf16, lr=0.05):
     """Gatys: no net learns, the parameters are the pixels of one picture, which start as the photo.
     x: (1, 3, H, W) -> the picture, and its total loss after 0, 1, ... steps: (steps + 1,)."""
@@ -310,7 +311,6 @@ def apply(model, paths, out, max_side):
             styled.putalpha(photo.getchannel("A"))
         styled.save(target)
         print(f"{path} -> {target} {styled.width} x {styled.height} (--max-side {max_side})")
-
 def compare(name, x, style, model, perceptual, args):
     """Stylise a photo x (1, 3, H, W) both ways, print what each took; returns {label: picture}."""
     clocks = [time.time()]

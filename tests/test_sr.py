@@ -342,6 +342,8 @@ def test_feature_stage_resumes_too(photos, monkeypatch):
     monkeypatch.setattr(sr, "feature_loss", real)
     run("halves", *flags, "--resume")
     assert state("halves/feature.pt")["step"] == 3
+    lines = Path("halves/log.csv").read_text().splitlines()
+    assert [line for line in lines if "nan" in line] == [lines[0], lines[3]]  # at each step 0 only
     for name in ("pixel.pt", "feature.pt"):
         assert same(state(f"whole/{name}"), state(f"halves/{name}"))
 

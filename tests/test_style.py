@@ -403,6 +403,7 @@ def test_a_resumed_run_keeps_its_settings_and_its_pictures(photos, capsys):
     style.main(["--out", "o", "--resume", "--style", "photo.jpg"])  # the painting stays generated
     assert Path("o/optimised.png").read_bytes() == first
     assert len([p for p in Path("o").iterdir() if p.name.endswith("-optimised.png")]) == 1
+    assert Path("o/log.csv").read_text().count("nan") == 1  # of step 0: nothing is validated twice
     style.main(["--out", "o", "--resume", "--content", str(photos / "01.png")])  # another photo
     assert Path("o/optimised.png").read_bytes() != first
 
