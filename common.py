@@ -17,9 +17,8 @@ TIMEOUT = 5  # seconds without an answer before a download is given up
 class SaveFeatures:
     """Forward hook that keeps a module's latest output in `.features` (None before the first).
 
-    A copy is kept: in `conv, ReLU(inplace=True)` the ReLU overwrites what the conv returned, and
-    a hook on the conv would silently hold the ReLU's output. Gradients flow through the copy.
-    Use it as a context manager, or call remove() when done.
+    It keeps a copy, through which gradients flow: in `conv, ReLU(inplace=True)` the ReLU would
+    overwrite what a hook on the conv keeps. A context manager; or call remove() when done.
     """
 
     def __init__(self, module):
@@ -43,9 +42,9 @@ class VGGFeatures(nn.Module):
     """Activations of a frozen VGG, cut after the last layer asked for: nothing runs in vain.
 
     layers: names such as "relu1_2" or "conv4_1"; weights: "pretrained" (torchvision's file, from
-    the torch hub cache or downloaded) or "random" (He, smoothed as learned kernels are);
-    depth: 16 or 19. forward(x): (B, 3, H, W) in [0, 1] -> {name: (B, C, H', W')}; normalises
-    inside; gradients reach x, never the weights; at least float32, also under autocast.
+    the torch hub cache or downloaded) or "random" (He, smooth, of zero mean; average pools as in
+    Gatys 2016); depth: 16 or 19. forward(x): (B, 3, H, W) in [0, 1] -> {name: (B, C, H', W')};
+    normalises inside; gradients reach x, never the weights; at least float32, also in autocast.
     Raises ValueError for an unknown layer or a file that lacks one, OSError if there is no file.
     """
 
@@ -60,7 +59,7 @@ class VGGFeatures(nn.Module):
                 modules += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
                 channels = width
             names.append(f"pool{block}")
-            modules.append(nn.MaxPool2d(2))
+            modules.append(nn.AvgPool2d(2) if weights == "random" else nn.MaxPool2d(2))
         unknown = [name for name in layers if name not in names]
         if unknown or not layers:
             raise ValueError(f"VGG{depth} has no layer {', '.join(unknown) or 'by an empty name'}; "
@@ -83,6 +82,8 @@ class VGGFeatures(nn.Module):
                 if isinstance(module, nn.Conv2d):
                     nn.init.kaiming_normal_(module.weight, generator=generator)
                     module.weight += module.weight.mean((2, 3), keepdim=True)  # smooth
+                    if module.in_channels > 3:  # or all channels would answer to brightness alike
+                        module.weight -= module.weight.mean((1, 2, 3), keepdim=True)
                     nn.init.zeros_(module.bias)
             return
         if weights != "pretrained":
@@ -136,9 +137,8 @@ def icnr_(weight, scale=2, init=nn.init.kaiming_normal_):
 
     PixelShuffle lays `scale**2` neighbouring channels out as one scale x scale square of pixels.
     With independent random kernels those pixels differ from the start: a checkerboard, which
-    training never quite removes. ICNR (Aitken 2017) draws one kernel a square and
-    repeats it, so that the square begins flat: the layer starts as nearest-neighbour enlargement.
-    Holds for a bias that is zero (or repeated alike).
+    training never quite removes. ICNR (Aitken 2017) draws one kernel a square and repeats it, so
+    that the square begins flat, as nearest-neighbour enlargement, if the bias is zero or repeated.
 
     weight: (out * scale**2, in, kH, kW); init fills a (out, in, kH, kW) tensor in place.
     Raises ValueError if the output channels are not a multiple of scale**2.

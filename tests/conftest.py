@@ -99,15 +99,20 @@ def fails(script, capsys, *argv):
 @pytest.fixture
 def ctrl_c(monkeypatch):
     """Ctrl-C in the middle of the third step, which is not due to be saved; the steps taken."""
-    step, steps_done = torch.optim.Adam.step, []
+    steps_done = []
 
-    def press(self, *args):
-        step(self, *args)
-        steps_done.append(1)
-        if len(steps_done) == 3:
-            os.kill(os.getpid(), signal.SIGINT)
+    def arm(kind):
+        step = kind.step
 
-    return steps_done, lambda: monkeypatch.setattr(torch.optim.Adam, "step", press)
+        def press(self, *args):
+            step(self, *args)
+            steps_done.append(1)
+            if len(steps_done) == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        monkeypatch.setattr(kind, "step", press)
+
+    return steps_done, lambda: [arm(kind) for kind in (torch.optim.Adam, torch.optim.SGD)]
 
 
 def run(folder, *command):

@@ -1,4 +1,5 @@
 """common.py against independent forms: values and gradients in float64."""
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -54,6 +55,29 @@ def test_vgg_hooks_deliver_what_slicing_delivers():
         torch.testing.assert_close(grad, want_grad)
     assert all(p.grad is None and not p.requires_grad for p in vgg.parameters())
     assert not vgg.training
+
+
+def test_random_channels_do_not_all_answer_to_brightness():
+    """Kernels of zero mean, but for the first; with their mean they are the twin that fails: it is
+    then most of each Gram matrix, which hardly knows one picture from another."""
+    colours = np.random.default_rng(0).random((1, 3, 4, 4), np.float32)
+    x = nn.functional.interpolate(torch.from_numpy(colours), scale_factor=16)
+
+    def share(vgg):  # of the largest eigenvalue in the Gram matrix
+        values = torch.linalg.eigvalsh(gram_matrix(vgg(x)["relu3_3"])[0])
+        return (values[-1] / values.sum()).item()
+    vgg = VGGFeatures(["relu3_3"], "random")
+    kernels = [m.weight for m in vgg.features if isinstance(m, nn.Conv2d)]
+    assert all(kernel.mean((1, 2, 3)).abs().max() < 1e-6 for kernel in kernels[1:])
+    assert kernels[0].mean((1, 2, 3)).abs().max() > 1e-3  # flat colours are seen
+    ours = share(vgg)
+    generator = torch.Generator().manual_seed(0)
+    for kernel in kernels:
+        nn.init.kaiming_normal_(kernel, generator=generator)
+        kernel += kernel.mean((2, 3), keepdim=True)
+    assert ours < 0.6 < 0.8 < share(vgg)
+    assert any(isinstance(m, nn.AvgPool2d) for m in vgg.features)
+    assert not any(isinstance(m, nn.MaxPool2d) for m in vgg.features)
 
 
 def test_a_layer_named_twice_is_hooked_once():

@@ -256,6 +256,23 @@ def trained_on(loss, steps, lr=1e-3, seed=0):
     return net
 
 
+@pytest.mark.parametrize("shape", [(8, 3, 9, 9), (16, 16, 3, 3), (3, 8, 9, 9)])
+def test_orthogonal_brings_the_singular_values_near_one(shape):
+    m = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    m *= torch.logspace(0, -1, len(m)).view(-1, 1, 1, 1)  # rows that differ tenfold
+    m = m.contiguous(memory_format=torch.channels_last)
+    before, got = m.clone(), style.orthogonal(m)
+    U, S, V = torch.linalg.svd(m.flatten(1), full_matrices=False)
+    values = torch.linalg.svdvals(got.flatten(1))
+    assert values.min() > 0.6 and values.max() < 1.3 and S.max() > 5 * S.min()
+    nearest = (U @ V).flatten()
+    cosine = nn.functional.cosine_similarity(got.flatten(), nearest, 0)
+    assert cosine > 0.97 and 0.95 > nn.functional.cosine_similarity(m.flatten(), nearest, 0)
+    torch.testing.assert_close(style.orthogonal(1e3 * m), got, atol=1e-4, rtol=0)
+    assert torch.equal(m, before) and got.shape == m.shape
+    assert not style.orthogonal(torch.zeros(shape)).any()  # and not nan
+
+
 def test_a_net_learns_its_own_painting_better_than_another():
     pictures = [style.painting(np.random.default_rng(seed), 64) for seed in (5, 8)]
     losses = [perceptual("--style-size", "64", picture=picture) for picture in pictures]
