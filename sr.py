@@ -83,7 +83,7 @@ def dead_leaves(rng, side):
 
 def load_photos(folder, size, keep=1.0, seed=0, room=2 * 2**30):
     """Photos below a folder, a random fraction: [(path, (H, W, 3) uint8, or None without room)].
-    Each is decoded now, lest a bad one is met an hour into training, and kept if room has bytes."""
+    Decoded now, lest a bad one is met an hour into training, and kept while room (bytes) lasts."""
     if folder == "imagenet_sample" and not Path(folder).exists():
         print(f"no {folder} here: generated images take its place. To get it:\ngit clone --depth "
               f"1 https://github.com/EliSchwartz/imagenet-sample-images {folder}")

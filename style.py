@@ -6,7 +6,7 @@
 One photo by optimising its pixels (Gatys 2016), then any photo in one pass by a net trained for it
 (Johnson 2016), with instance norm (Ulyanov 2016) and Muon (Jordan 2024): fast.ai's lesson 14.
 At 256 px, after 19 min on two cores (torch 2.13.0): equal to 16 optimiser steps, 58 times as fast.
-Simplified from the papers: Adam for L-BFGS, from the photo; half the channels; relative losses.
+Simplified: Adam for L-BFGS; nearest + conv for transposed conv; half the channels; relative losses.
 """
 import argparse, math, os, signal, time
 from pathlib import Path
@@ -35,7 +35,7 @@ def get_args(argv=None):
     add("--style-size", type=int, default=256, help="side of the style picture")
     add("--nf", type=int, default=16, help="feature channels at full size (Johnson: 32)")
     add("--padding", choices=("reflect", "crop"), default="reflect", help="crop: Johnson's")
-    add("--norm", choices=("instance", "batch"), default="instance", help="batch: of 4 or more")
+    add("--norm", choices=("instance", "batch"), default="instance", help="batch: for batches >= 4")
     add("--vgg", type=int, choices=(16, 19), default=16, help="depth of the VGG")
     add("--content-layer", default="relu2_2", help="VGG layer of the content loss")
     add("--style-layers", nargs="+", default=["relu1_2", "relu2_2", "relu3_3", "relu4_3"],
@@ -86,7 +86,7 @@ def dead_leaves(rng, side):
     return np.asarray(image.resize((side, side), Image.BOX))
 def load_photos(folder, size, keep=1.0, seed=0, room=2 * 2**30):
     """Photos below a folder, a random fraction: [(path, (H, W, 3) uint8, or None without room)].
-    Each is decoded now, lest a bad one is met an hour into training, and kept if room has bytes."""
+    Decoded now, lest a bad one is met an hour into training, and kept while room (bytes) lasts."""
     if folder == "imagenet_sample" and not Path(folder).exists():
         print(f"no {folder} here: generated images take its place. To get it:\ngit clone --depth "
               f"1 https://github.com/EliSchwartz/imagenet-sample-images {folder}")
@@ -146,8 +146,8 @@ class ResidualBlock(nn.Sequential):
         out = super().forward(x)  # without padding 2 px less on each side: pad < 0 crops x alike
         return out + nn.functional.pad(x, [(out.shape[2] - x.shape[2]) // 2] * 4)
 class StyleNet(nn.Module):
-    """(B, 3, H, W) in [0, 1] -> the same size, stylised. Zeros would mark the borders: each conv
-    reflects; with "crop", the paper's, also the photo, by 40 px, and the blocks do not pad."""
+    """(B, 3, H, W) in [0, 1] -> the same size, stylised. Zeros would mark the borders, so each conv
+    reflects; "crop", the paper's: 40 px of reflected photo around, used up by unpadded blocks."""
     def __init__(self, nf, padding, norm):
         super().__init__()
         self.margin, pad = {"reflect": (0, 1), "crop": (40, 0)}[padding]  # 40: 10 convs x 4 px
@@ -250,7 +250,7 @@ def optimize(x, perceptual, steps, bf16, lr=0.05):
         losses.append(loss.detach())
         if step % math.ceil(steps / 5) == 0:
             print(f"optimize {step:3}/{steps} | total {loss.item():.3f}")
-        optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)  # in the end 0
+        optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)  # 0 in the last: measures only
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -315,11 +315,11 @@ def apply(model, paths, out, max_side):
         print(f"{path} -> {target} {styled.width} x {styled.height} (--max-side {max_side})")
 def compare(name, x, style, model, perceptual, args):
     """Stylise a photo x (1, 3, H, W) both ways, print what each took; returns {label: picture}."""
-    clocks = [time.time()]
+    start = time.time()
     image, losses = optimize(x, perceptual, args.optimize_steps, args.bf16)
-    clocks.append(time.time())
+    middle = time.time()
     styled = model(x).cpu()  # in float32, as --apply does
-    slow, fast = np.diff([*clocks, time.time()])
+    slow, fast = middle - start, time.time() - middle
     cells, title = {}, "style" if args.weights == "pretrained" else "style (random features)"
     print(f"{'':16}   content     style     total   seconds")
     for label, y, seconds in (name, x, 0), ("optimised", image, slow), ("network", styled, fast):
@@ -351,7 +351,7 @@ def main(argv=None):
     checkpoint = load_checkpoint(start, "style") if start else {"args": {}}
     device, args.bf16 = get_device(args.device)  # ranks wait here: all have read the checkpoint
     here = {"out", "init", "resume", "device", "bf16", "workers", args.content and "content"}
-    vars(args).update({k: v for k, v in checkpoint["args"].items()  # all of a stopped run, or a net
+    vars(args).update({k: v for k, v in checkpoint["args"].items()  # a stopped run, or only its net
                        if k in ("nf", "padding", "norm") or args.resume and k not in here})
     torch.manual_seed(args.seed)
     model = StyleNet(args.nf, args.padding, args.norm).to(device, memory_format=torch.channels_last)
@@ -360,7 +360,7 @@ def main(argv=None):
     if args.apply:
         return apply(model, args.apply, out, args.max_side)
     rng, side = np.random.default_rng(args.seed), args.style_size
-    style = load_picture(args.style, side, painting, rng)[..., :side, -side:]  # the lesson's square
+    style = load_picture(args.style, side, painting, rng)[..., :side, -side:]  # upper right square
     content = load_picture(args.content, args.size, dead_leaves, rng).to(device)
     try:
         perceptual = PerceptualLoss(style.to(device), args)

@@ -429,7 +429,7 @@ def x4_from_x2(data, seed):
 
 
 def padding(data, seed):
-    """Zero padding marks the borders of a stylised photo; reflect and crop do not"""
+    """Zero padding marks the borders of a stylised photo more than reflect and crop do"""
     def border(kind):  # the outer 8 px, against the same photo with 32 px more around it
         net, _ = style_net(data.real, kind, "batch", seed)  # in use, its norm sees no borders
         errors = []
