@@ -42,7 +42,7 @@ def get_args(argv=None):
         metavar="LAYER", help="VGG layers of the style loss")
     add("--style-weight", type=float, default=25, help="of the style loss, where content has 1")
     add("--tv", type=float, default=0.1, help="weight of total variation")
-    add("--lr", type=float, default=5e-3, help="highest learning rate")
+    add("--lr", type=float, default=1e-2, help="highest learning rate")
     add("--keep", type=float, default=1, help="random fraction of the photos to use")
     add("--seed", type=int, default=0, help="of the weights, the crops, the generated images")
     add("--device", default="auto", help="auto, cpu, cuda, mps ...")
@@ -231,16 +231,14 @@ def load_checkpoint(path, script):
         raise SystemExit(f"{path} is no checkpoint of {script}.py: {error!r:.150}") from None
     check(writer == script, f"{path} is no checkpoint of {script}.py: {writer}.py wrote it")
     return checkpoint
-class Muon(torch.optim.Optimizer):
-    """Momentum made orthogonal (Jordan 2024): kernels, as matrices (C_out, ...), step by lr times
-    singular values near 1. differs: no Nesterov, first and last conv too; vectors step by signs."""
-    def step(self):
-        for p in (group := self.param_groups[0])["params"]:
-            mean = self.state[p].setdefault("mean", torch.zeros_like(p)).lerp_(p.grad, 0.1)
-            x = mean.reshape(len(p), -1) / mean.norm().clamp(min=1e-12)
-            for _ in range(5 if p.ndim == 4 else 0):  # Newton-Schulz pulls singular values to 1
-                x = 3.4445 * x + (2.0315 * (s := x @ x.T) @ s - 4.7750 * s) @ x
-            p.data -= group["lr"] * (x.view(p.shape) if p.ndim == 4 else mean.sign() / 2)
+def orthogonal(gradient):
+    """(C_out, ...) -> the same shape; as a matrix, its singular values near 1: kernels learn in all
+    directions alike (Muon, Jordan 2024; differs: averages over steps after this, not before)."""
+    x = gradient.flatten(1) / gradient.norm().clamp(min=1e-12)
+    for _ in range(5):  # Newton-Schulz steps
+        s = x @ x.T
+        x = 3.4445 * x + (2.0315 * s @ s - 4.7750 * s) @ x
+    return x.view(gradient.shape)
 def optimize(x, perceptual, steps, bf16, lr=0.05):
     """Gatys: no net learns, the parameters are the pixels of one picture, which start as the photo.
     x: (1, 3, H, W) -> the picture, and its total loss after 0, 1, ... steps: (steps + 1,)."""
@@ -261,7 +259,7 @@ def optimize(x, perceptual, steps, bf16, lr=0.05):
 def train(model, perceptual, crops, photos, path, checkpoint, args):
     """Johnson: train a net, validating and saving to path. Ctrl-C saves, then ends the run."""
     device, batch, start, steps = photos[0].device, args.batch_size * WORLD, 0, args.steps
-    optimizer = Muon(model.parameters(), {"lr": args.lr})
+    optimizer = torch.optim.SGD(model.parameters(), momentum=0.9, dampening=0.9)
     if args.resume:
         optimizer.load_state_dict(checkpoint["optimizer"])
         start = checkpoint["step"]
@@ -292,6 +290,8 @@ def train(model, perceptual, crops, photos, path, checkpoint, args):
             loss = perceptual(net.train()(x), perceptual.target(x))[:, -1].mean()
         optimizer.zero_grad()
         loss.backward()
+        for p in model.parameters():  # kernels, and vectors, for which a sign is much the same
+            p.grad = orthogonal(p.grad) if p.ndim == 4 else p.grad.sign() / 2
         optimizer.step()
     signal.signal(signal.SIGINT, lambda *_: check(False, "stopped: --resume does what is left"))
 # %% 7. Use it

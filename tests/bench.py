@@ -132,10 +132,15 @@ def style_steps(batch, size, device, bf16):
     ours, plain = (style.StyleNet(args.nf, "reflect", "instance").to(device) for _ in range(2))
     ours = ours.to(memory_format=torch.channels_last)
 
-    def step(loss, optimizer):
+    def step(loss, optimizer, change=lambda grad: grad):
         optimizer.zero_grad()
         loss.backward()
+        for p in optimizer.param_groups[0]["params"]:
+            p.grad = change(p.grad)
         optimizer.step()
+
+    def muon(grad):
+        return style.orthogonal(grad) if grad.ndim == 4 else grad.sign() / 2
 
     def our_loss():
         photos = x.to(memory_format=torch.channels_last)
@@ -150,8 +155,9 @@ def style_steps(batch, size, device, bf16):
         variation = out.diff(dim=2).abs().mean() + out.diff(dim=3).abs().mean()
         return (content + args.style_weight * sum(grams) / len(grams)).mean() + args.tv * variation
 
-    a, b = style.Muon(ours.parameters(), {"lr": 1e-3}), torch.optim.Adam(plain.parameters())
-    return perceptual, ours, (lambda: step(our_loss(), a)), (lambda: step(plain_loss(), b))
+    a = torch.optim.SGD(ours.parameters(), momentum=0.9, dampening=0.9)
+    b = torch.optim.Adam(plain.parameters())
+    return perceptual, ours, (lambda: step(our_loss(), a, muon)), (lambda: step(plain_loss(), b))
 
 
 def bench_style(device, bf16):

@@ -132,21 +132,10 @@ def sr_train(net, data, steps, seed, lr=3e-3, loss_fn=F.l1_loss, frozen=0, every
     return seconds, [(int(row[1]), float(row[3])) for row in rows]
 
 
-class ClippedAdam(torch.optim.Adam):
-    """Adam on gradients of norm 1 at most (early ones are near 100), called as style.Muon is."""
-
-    def __init__(self, params, defaults):
-        super().__init__(params, **defaults)
-
-    def step(self):
-        nn.utils.clip_grad_norm_(self.param_groups[0]["params"], 1)
-        super().step()
-
-
 @functools.cache
 def style_net(real, padding, norm, seed, adam=0):
     """A network trained for 60 steps at 96 px by style.py's loop, and its loss; adam: a rate, for
-    Adam in place of Muon at style.py's rate."""
+    Adam on gradients of norm 1 in place of Muon."""
     data = material(real)
     args = style.get_args(["--batch-size", str(scaled(4)), "--nf", "8", "--weights", data.weights,
                            "--style-layers", "relu1_2", "relu2_2", "relu3_3"])
@@ -161,7 +150,9 @@ def style_net(real, padding, norm, seed, adam=0):
     with quiet() as folder, contextlib.ExitStack() as stack:
         if adam:
             args.lr = adam
-            stack.enter_context(mock.patch.object(style, "Muon", ClippedAdam))
+            stack.enter_context(mock.patch.object(style, "orthogonal", lambda g: g / g.norm()))
+            stack.enter_context(mock.patch.object(torch.optim, "SGD", lambda parameters, **kwargs:
+                                                  torch.optim.Adam(parameters)))
         style.train(net, perceptual, style.Crops(data.photos, 96, seed), data.val[:1],
                     folder / "network.pt", None, args)
     return net.eval(), perceptual

@@ -17,7 +17,6 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import sr  # noqa: E402
-import style  # noqa: E402
 
 torch.set_num_threads(1)  # the nets here are tiny, and two_ranks has the other cores
 
@@ -113,7 +112,7 @@ def ctrl_c(monkeypatch):
 
         monkeypatch.setattr(kind, "step", press)
 
-    return steps_done, lambda: [arm(kind) for kind in (torch.optim.Adam, style.Muon)]
+    return steps_done, lambda: [arm(kind) for kind in (torch.optim.Adam, torch.optim.SGD)]
 
 
 def run(folder, *command):
