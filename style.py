@@ -6,7 +6,7 @@
 One photo by optimising its pixels (Gatys 2016), then any photo in one pass by a net trained for it
 (Johnson 2016), with instance norm (Ulyanov 2016) and Muon (Jordan 2024): fast.ai's lesson 14.
 At 256 px, after 19 min on two cores (torch 2.13.0): equal to 16 optimiser steps, 58 times as fast.
-Simplified: Adam for L-BFGS; nearest + conv for transposed conv; half the channels; relative losses.
+Simplified from the papers: Adam for L-BFGS, nearest + conv for transposed conv, relative losses.
 """
 import argparse, math, os, signal, time
 from pathlib import Path
@@ -250,7 +250,7 @@ def optimize(x, perceptual, steps, bf16, lr=0.05):
         losses.append(loss.detach())
         if step % math.ceil(steps / 5) == 0:
             print(f"optimize {step:3}/{steps} | total {loss.item():.3f}")
-        optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)  # 0 in the last: measures only
+        optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)  # 0 in the last, which measures
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -315,11 +315,11 @@ def apply(model, paths, out, max_side):
         print(f"{path} -> {target} {styled.width} x {styled.height} (--max-side {max_side})")
 def compare(name, x, style, model, perceptual, args):
     """Stylise a photo x (1, 3, H, W) both ways, print what each took; returns {label: picture}."""
-    start = time.time()
+    start = time.perf_counter()
     image, losses = optimize(x, perceptual, args.optimize_steps, args.bf16)
-    middle = time.time()
+    middle = time.perf_counter()
     styled = model(x).cpu()  # in float32, as --apply does
-    slow, fast = middle - start, time.time() - middle
+    slow, fast = middle - start, time.perf_counter() - middle
     cells, title = {}, "style" if args.weights == "pretrained" else "style (random features)"
     print(f"{'':16}   content     style     total   seconds")
     for label, y, seconds in (name, x, 0), ("optimised", image, slow), ("network", styled, fast):
