@@ -17,6 +17,26 @@ TINY = ["--steps", "4", "--batch-size", "2", "--sizes", "32", "--nf", "8", "--en
         "--eval-every", "4", "--weights", "random", "--device", "cpu"]
 
 
+class LightBlock(nn.Module):
+    """A BasicBlock's channels and names with a 64th of its weights, which soon are saved."""
+
+    def __init__(self, before, after, stride):
+        super().__init__()
+        self.conv1, self.conv2 = (nn.Conv2d(c, after, 3, s, 1, groups=64, bias=False)
+                                  for c, s in ((before, stride), (after, 1)))
+        self.bn1, self.bn2 = nn.BatchNorm2d(after), nn.BatchNorm2d(after)
+        shortcut = nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after)
+        self.downsample = nn.Sequential(*shortcut if before != after else [])
+
+    forward = seg.BasicBlock.forward
+
+
+@pytest.fixture
+def light(monkeypatch):
+    """For tests of the command line and of checkpoints; what a net computes is tested without."""
+    monkeypatch.setattr(seg, "BasicBlock", LightBlock)
+
+
 @functools.cache
 def car_pairs(cars=3, side=48, seed=1):
     return [(f"car {i}", "generated", *pair) for i in range(cars)
@@ -35,7 +55,7 @@ def write(root, photos="train", masks="train_masks", suffix="_mask.gif", scale=1
 
 
 @pytest.fixture
-def carvana(tmp_path):
+def carvana(tmp_path, light):
     return write(tmp_path / "cars")
 
 
@@ -277,7 +297,7 @@ def test_the_three_layouts(tmp_path, capsys):
     assert seg.split(pairs, ignore=12)[2] == "0 3 11"
 
 
-def test_all_sizes_have_the_classes_of_the_largest(tmp_path):
+def test_all_sizes_have_the_classes_of_the_largest(tmp_path, light):
     """A line of one pixel is lost at 32 px; the class after it must not move up."""
     root = write(tmp_path / "thin", "images", "masks", ".png", scale=9, side=96)
     for path in (root / "masks").iterdir():
@@ -409,7 +429,7 @@ def test_a_run_ends_in_a_table_a_log_and_a_figure(carvana, capsys):
     assert any(p.read_bytes() == before for p in out.glob("*-unet.pt"))
 
 
-def test_the_default_folder_is_replaced_by_generated_cars(capsys, monkeypatch):
+def test_the_default_folder_is_replaced_by_generated_cars(capsys, monkeypatch, light):
     views = list(seg.car(np.random.default_rng(0), 32))[:2]
     monkeypatch.setattr(seg, "car", lambda rng, side: views)
     run("o", "--data", "carvana", "--model", "simple", "--steps", 1)
@@ -468,7 +488,7 @@ def test_overlay_is_red_where_a_label_was_missed_and_only_there():
     assert len({tuple(image[0, i]) for i in (0, 1, 2)}) == 3
 
 
-def test_apply_writes_the_values_of_many_classes(tmp_path, monkeypatch):
+def test_apply_writes_the_values_of_many_classes(tmp_path, monkeypatch, light):
     root = write(tmp_path / "many", "images", "masks", ".png", scale=9)
     for path in (root / "masks").iterdir():
         mask = np.array(Image.open(path))
@@ -536,7 +556,7 @@ def test_a_mask_of_another_size_names_both(carvana, capsys):
     assert path.name in sentence and "car0_00.png" in sentence and "(40, 48)" in sentence
 
 
-def test_values_outside_the_classes_name_the_file(tmp_path, capsys):
+def test_values_outside_the_classes_name_the_file(tmp_path, capsys, light):
     for part in ("train", "val"):
         write(tmp_path / "c", part, f"{part}annot", ".png")
     path = sorted((tmp_path / "c/valannot").iterdir())[2]
