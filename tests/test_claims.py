@@ -91,6 +91,16 @@ def test_the_split_has_no_car_on_both_sides_and_differs_by_seed():
     assert not kept[0] & kept[1]
 
 
+def test_steps_that_take_as_long_even_after_a_stall():
+    def seconds(n):
+        return 3 + 0.5 * n
+    n, a_step = claims.steps_in(20, seconds)
+    assert n == 34 and a_step == pytest.approx(0.5) and seconds(n) == 20
+    stalled = iter([4, 100, 11, 4])  # to warm up, 4 steps, 16 steps, 2 steps
+    n, _ = claims.steps_in(20, lambda n: next(stalled))
+    assert 34 < n < 100
+
+
 def test_an_unknown_claim():
     with pytest.raises(SystemExit, match="no claim nonsense: there are icnr"):
         claims.main(["nonsense"])
