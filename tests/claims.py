@@ -191,7 +191,7 @@ def pace(run):
     run(2)  # warms up
     few, many = scaled(4), scaled(16, 4)
     short, whole = run(few), run(many)
-    # A machine that stalls in the first would seem to be infinitely fast: overhead is not all.
+    # If the machine stalls in the short run, the difference is too small: a step takes some time.
     return max(whole - short, whole / 5) / (many - few)
 
 
