@@ -18,7 +18,7 @@ TINY = ["--steps", "4", "--batch-size", "2", "--sizes", "32", "--nf", "8", "--en
 
 
 class LightBlock(nn.Module):
-    """A BasicBlock with the same channels and names, and a 64th of the weights to train and save."""
+    """BasicBlock with the same channels and names, and a 64th of the weights to train and save."""
 
     def __init__(self, before, after, stride):
         super().__init__()
