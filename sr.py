@@ -11,6 +11,7 @@ Johnson, Shi, Lim. Set5 x4: 30.4 dB after 90 seconds on two cores; SRCNN 30.5, b
 import argparse
 import copy
 import glob
+import io
 import math
 import os
 import sys
@@ -99,12 +100,12 @@ def dead_leaves(seed, number, side=320):
     blur = ImageFilter.GaussianBlur(rng.uniform(0, 2))
     return image.rotate(rng.uniform(0, 360)).filter(blur).resize((side, side), Image.BOX)
 
-def find_photos(folder, size, least=1, seed=0):
+def find_photos(folder, size, generate=None, least=1):
     """The usable photos below a folder, `least` or more, as functions that open them."""
-    if folder == "imagenet_sample" and not Path(folder).exists():
+    if generate and folder == "imagenet_sample" and not Path(folder).exists():
         print(f"no {folder} here: images are generated, when first used. To get it:\n"
               f"git clone https://github.com/EliSchwartz/imagenet-sample-images {folder}")
-        return [partial(dead_leaves, seed, number) for number in range(400)]
+        return [partial(generate, number) for number in range(400)]
     check(Path(folder).is_dir(), f"no such folder: {folder}")
     print(f"reading {folder} ...")
     photos, skipped = [], []
@@ -211,8 +212,7 @@ def measure(image, truth, border):
     weights = torch.tensor([65.481, 128.553, 24.966])
     x, y = (16 + torch.einsum("bchw,c->bhw", rgb, weights))[:, None, None]
     psnr = 10 * torch.log10(255**2 / (x - y).square().mean())
-    # Wang et al. 2004, eq. 13, in windows of 11 x 11, a Gaussian of sigma 1.5.
-    gauss = torch.exp(-torch.arange(-5, 6)**2 / (2 * 1.5**2))
+    gauss = torch.exp(-torch.arange(-5, 6)**2 / (2 * 1.5**2))  # Wang 2004, eq. 13
     window = torch.outer(gauss, gauss)[None, None] / gauss.sum()**2
     mx, my, xx, yy, xy = (F.conv2d(t, window) for t in (x, y, x * x, y * y, x * y))
     luminance = (2 * mx * my + 2.55**2) / (mx**2 + my**2 + 2.55**2)
@@ -239,10 +239,9 @@ def load_checkpoint(path, net=None, strict=True):
     """Fill net, or a new one, from what train wrote. Return it, and the whole dict."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        own = SrResnet(**checkpoint["config"])
-        net = net or own
+        net = net or SrResnet(**checkpoint["config"])
         new = net.load_state_dict(checkpoint["model"], strict=strict).missing_keys
-        print(f"loaded {path} (step {checkpoint['step']}); new layers: {new}")
+        print(f"loaded {path} (x{checkpoint['config']['scale']}); new layers: {new}")
         return net, checkpoint
     except Exception as error:  # no file, another script's, other layers: all kinds
         raise SystemExit(f"{path} is no checkpoint for this: {error!r:.200}") from None
@@ -269,15 +268,15 @@ def train(model, loss_fn, path, steps, crops, pairs, args):
         norm = nn.utils.clip_grad_norm_(model.parameters(), 0.1)  # for a high lr (Kim 2016)
         check(norm.isfinite(), f"the gradient is {norm}: lower --lr; {path} is still good")
         optimizer.step()
-
         if step % 50 == 0:
             left = (time.time() - clock) / (step - start) * (steps - step)
             print(f"step {step:6}/{steps} | loss {loss:.4f} | {left:.0f} s left")
         if RANK == 0 and (step % args.eval_every == 0 or step == steps):
             now = evaluate(partial(enlarge, model), pairs).nanmean(0)[0]
-            with open(f"{path}.tmp", "wb") as file:
-                torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(),
-                            "step": step, "config": model.config, "args": vars(args)}, file)
+            data = io.BytesIO()
+            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(),
+                        "step": step, "config": model.config, "args": vars(args)}, data)
+            Path(f"{path}.tmp").write_bytes(data.getvalue())
             os.replace(f"{path}.tmp", path)  # it has its name only when it is whole
             with open(path.with_name("log.csv"), "a") as log:
                 if log.tell() == 0:
@@ -364,7 +363,7 @@ def main(argv=None):
     model.body.requires_grad_(not args.freeze)
     model.to(args.device, memory_format=torch.channels_last)
     vgg = load_vgg(args.weights)
-    photos = find_photos(args.data, max(args.size, 64), least=2, seed=args.seed)
+    photos = find_photos(args.data, max(args.size, 64), partial(dead_leaves, args.seed), 2)
     pairs = [make_pair(photo(), args.scale, side=256) for photo in photos[::20]]
     del photos[::20]  # held out: they are never trained on
     crops = Crops(photos, args.size, args.scale, args.seed)
@@ -390,10 +389,11 @@ if __name__ == "__main__":
     sys.stdout.reconfigure(errors="backslashreplace")  # for odd file names
     if WORLD > 1:
         distributed.init_process_group()
-        torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]))
+        if torch.accelerator.is_available():
+            torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]))
     if RANK > 0:
         sys.stdout = open(os.devnull, "w")
     try:
         main()
     except (KeyboardInterrupt, OSError) as error:  # Ctrl-C; no space, no permission
-        raise SystemExit(f"stopped: {error!r}. --resume goes on from what is saved") from None
+        raise SystemExit(f"stopped: {str(error) or 'Ctrl-C'}; --resume goes on") from None

@@ -8,7 +8,6 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -41,7 +40,7 @@ def isolated(tmp_path, monkeypatch):
 
 @functools.cache
 def generated_photos():
-    return [Image.fromarray(sr.dead_leaves(np.random.default_rng([7, i]), 96)) for i in range(24)]
+    return [sr.dead_leaves(7, i, 96) for i in range(24)]
 
 
 def write_photos(folder):
@@ -72,7 +71,7 @@ TINY = ["--steps", "4", "--feature-steps", "0", "--batch-size", "2", "--size", "
 
 @pytest.fixture
 def trained(photos):
-    """A tiny x2 checkpoint, out/sr/pixel.pt below the working directory."""
+    """A tiny x4 checkpoint, out/sr/pixel.pt below the working directory."""
     sr.main(["--data", str(photos), *TINY])
     return Path("out/sr/pixel.pt")
 
