@@ -43,8 +43,8 @@ class VGGFeatures(nn.Module):
         max pool reaches one pixel of four, which draws a grid of period 2 into pictures.
 
     forward: (B, 3, H, W) in [0, 1] -> {layer: (B, C, H', W')}, float32 or better. Gradients
-    reach x, never the weights. Raises ValueError for an unknown layer or a file that lacks
-    one, OSError if there is no file.
+    reach x, never the weights. Raises ValueError for an unknown layer, OSError where there is
+    no file, or one that lacks a layer.
     """
 
     def __init__(self, layers, weights="pretrained", depth=16, pool=nn.AvgPool2d):
@@ -106,7 +106,7 @@ class VGGFeatures(nn.Module):
         for key in self.state_dict():
             if key not in state:
                 layer = self.names[int(key.split(".")[1])]
-                raise ValueError(f"{file} lacks {layer} ({key}): ask for layers before it")
+                raise OSError(f"{file} lacks {layer} ({key}): ask for layers before it")
         self.load_state_dict({key: state[key] for key in self.state_dict()})
 
     def forward(self, x):

@@ -16,7 +16,6 @@ from PIL import Image, ImageCms, ImageFilter, ImageOps
 import sr
 from common import VGGFeatures
 
-
 def leaves(n, side=96, seed=3):
     return [partial(sr.dead_leaves, seed, i, side) for i in range(n)]
 
