@@ -1,7 +1,7 @@
 """What the lesson and its papers claim, measured: python tests/claims.py [name ...]
 
-One short experiment a claim, with the scripts' own data, nets, losses and loops, against a control
-that differs in one thing, over three seeds (of the weights, the crops and, for cars, the split).
+One short experiment a claim, with the scripts' own data, nets and losses, against a control that
+differs in one thing, over three seeds (of the weights, the crops and, for cars, the split).
 All of it takes under 20 minutes on two cores. The data is generated and VGG's weights are random;
 where the environment variable LESSON_DATA names a folder (from the project's root) that holds
 imagenet_sample/, style/, carvana/ and torch_home/, each experiment runs on those too, and has
@@ -25,6 +25,7 @@ import statistics
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -32,7 +33,7 @@ from unittest import mock
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,16 +58,16 @@ def scaled(n, least=2):
 
 @functools.cache
 def material(real):
-    """photos to train [(name, array)], photos to validate [(1, 3, 192, 192)], a painting, VGG's
-    weights, and cars: {size: [(group, file, photo, mask)]} of 20 cars."""
+    """photos to train, as functions; val: images to validate, 192 px, and squares, the same as one
+    tensor; a painting, (1, 3, 192, 192); VGG's weights; cars: {size: [(group, file, photo, mask)]} of 20 cars."""
     if real:
         folder = ROOT / os.environ["LESSON_DATA"]
-        photos = sr.load_photos(folder / REAL[0], 192, room=math.inf)
-        picture, pairs = folder / REAL[1], seg.load_pairs(folder / REAL[2], 128)
+        with contextlib.redirect_stdout(None):
+            photos = sr.find_photos(str(folder / REAL[0]), 192)
+        picture, pairs = style.open_image(str(folder / REAL[1])), seg.load_pairs(folder / REAL[2], 128)
     else:
-        photos = [(i, sr.dead_leaves(np.random.default_rng([0, i]), 256))
-                  for i in range(scaled(100, 10))]
-        picture = ""
+        photos = [partial(sr.dead_leaves, 0, i, 256) for i in range(scaled(100, 10))]
+        picture = style.painting(0)
         pairs = [(f"car {i}", "generated", *pair) for i in range(scaled(20, 2))
                  for pair in seg.car(np.random.default_rng([0, i]), 128)]
     groups = sorted({group for group, *_ in pairs})[:20]
@@ -74,15 +75,15 @@ def material(real):
                    for group, file, photo, mask in pairs if group in groups]
             for size in (32, 64, 128)}
     held = photos[::max(1, len(photos) // 6)][:scaled(6)]
-    val = [sr.to_tensor(photo[:192, :192])[None].to(DEVICE) for _, photo in held]
-    names = {name for name, _ in held}
-    painting = style.load_picture(picture, 192, style.painting, np.random.default_rng(0))
-    return SimpleNamespace(real=real, photos=[p for p in photos if p[0] not in names], val=val,
-                           painting=painting[..., :192, -192:].to(DEVICE), cars=cars,
+    val = [photo().crop((0, 0, 192, 192)) for photo in held]
+    painting = style.to_tensor(ImageOps.fit(picture, (192, 192), centering=(1, 0)))[None]
+    return SimpleNamespace(real=real, photos=[p for p in photos if p not in held], val=val,
+                           squares=torch.stack([sr.to_tensor(p) for p in val]).to(DEVICE),
+                           painting=painting.to(DEVICE), cars=cars,
                            weights="pretrained" if real else "random")
 
 
-# Training by the scripts' own loops, without what they print
+# Training, without what the scripts print
 
 def learning_rate(step, steps, lr):
     """The scripts' curve, but with a tenth of the steps to warm up: their 50 are most of a short
@@ -94,21 +95,44 @@ def learning_rate(step, steps, lr):
 def quiet():
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(None))
-        for script in sr, style, seg:
-            stack.enter_context(mock.patch.object(script, "learning_rate", learning_rate))
-            stack.enter_context(mock.patch.object(script, "save_checkpoint"))  # nobody reads them
+        stack.enter_context(mock.patch.object(seg, "learning_rate", learning_rate))
+        stack.enter_context(mock.patch.object(seg, "save_checkpoint"))  # nobody reads them
         yield Path(stack.enter_context(tempfile.TemporaryDirectory()))
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the loops have a handler of theirs
 
 
+def fit(net, loss_fn, crops, steps, lr, batch, clip=math.inf, every=10**9, score=None):
+    """Adam, as in the scripts: seconds, and [(step, score())] of every `every` steps.
+
+    The curve of the rate is theirs, but with a tenth of the steps to warm up: their 50 are most
+    of a short run, and would favour the longer of two.
+    """
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    optimizer, scores = torch.optim.Adam(parameters), []
+    start = time.perf_counter()
+    for step in range(steps):
+        items = torch.utils.data.default_collate([crops[step * batch + i] for i in range(batch)])
+        items = items if isinstance(items, list) else [items]
+        loss = loss_fn(net, *(item.to(DEVICE) for item in items))
+        optimizer.param_groups[0]["lr"] = learning_rate(step, steps, lr)
+        optimizer.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(parameters, clip)
+        if not norm.isfinite():
+            break
+        optimizer.step()
+        if (step + 1) % every == 0:
+            scores.append((step + 1, score()))
+    return time.perf_counter() - start, scores
+
+
 def sr_pairs(data, scale):
-    return [[t[None].to(DEVICE) for t in sr.make_pair(sr.to_image(x[0, :, :128, :128]), scale)]
-            for x in data.val]
+    return [sr.make_pair(image.crop((0, 0, 128, 128)), scale) for image in data.val]
 
 
-def sr_net(seed, scale=2, nf=16, blocks=4, icnr=True, upsample=None, tail="zero"):
+def sr_net(seed, scale=2, nf=16, blocks=4, icnr=True, upsample=None, tail="zero", kind=sr.SrResnet):
     torch.manual_seed(seed)
-    net = sr.SrResnet(scale, nf, blocks)
+    net = kind(scale, nf, blocks)
     if not icnr:
         nn.init.kaiming_normal_(net.upsample[0].weight)
     net.upsample = upsample(nf) if upsample else net.upsample
@@ -118,43 +142,53 @@ def sr_net(seed, scale=2, nf=16, blocks=4, icnr=True, upsample=None, tail="zero"
     return net.to(DEVICE, memory_format=torch.channels_last)
 
 
-def sr_train(net, data, steps, seed, lr=3e-3, loss_fn=F.l1_loss, frozen=0, every=10**9):
-    """sr.py's loop: seconds, and [(step, PSNR)] of its validations."""
-    args = sr.get_args(["--eval-every", str(every), "--batch-size", str(scaled(16))])
-    args.bf16, size = BF16, 24 * net.scale
-    crops = sr.Crops(data.photos, size, net.scale, seed=seed)
-    with quiet() as folder:
-        start = time.perf_counter()
-        sr.train(net, loss_fn, crops, sr_pairs(data, net.scale), folder / "pixel.pt", steps, lr,
-                 frozen, args)
-        seconds = time.perf_counter() - start
-        rows = [line.split(",") for line in (folder / "log.csv").read_text().splitlines()]
-    return seconds, [(int(row[1]), float(row[3])) for row in rows]
+def sr_train(net, data, steps, seed, lr=3e-3, loss_fn=sr.pixel_loss, every=10**9):
+    """Seconds, and [(step, PSNR)] of its validations."""
+    crops = sr.Crops(data.photos, 24 * net.scale, net.scale, seed)
+    return fit(net, lambda net, low, high: loss_fn(net(low), high), crops, steps, lr, scaled(16),
+               0.1, every, lambda: psnr(net, data))
+
+
+class CroppedBlock(style.ResBlock):
+    """Johnson's: two convs without padding, and x cropped by 2 px a side."""
+
+    def forward(self, x):
+        return nn.Sequential.forward(self, x) + x[..., 2:-2, 2:-2]
+
+
+class Cropped(style.StyleNet):
+    """Johnson's: 40 px of reflected photo around, which five such blocks at a quarter use up."""
+
+    def __init__(self, nf):
+        super().__init__(nf)
+        for i, block in enumerate(self.layers):
+            if isinstance(block, style.ResBlock):
+                self.layers[i] = CroppedBlock(*block)
+                block[0][0].padding = block[2][0].padding = (0, 0)
+                for conv in (block[0][0], block[2][0]):
+                    conv._reversed_padding_repeated_twice = [0, 0, 0, 0]
+
+    def forward(self, x):
+        return self.layers(F.pad(x, (40, 40, 40, 40), "reflect")).sigmoid()
 
 
 @functools.cache
-def style_net(real, padding, norm, seed, adam=0):
-    """A network trained for 60 steps at 96 px by style.py's loop, and its loss; adam: a rate, for
-    Adam on gradients of norm 1 in place of Muon."""
+def style_net(real, padding, norm, seed):
+    """A network trained for 60 steps at 96 px, and its loss."""
     data = material(real)
-    args = style.get_args(["--batch-size", str(scaled(4)), "--nf", "8", "--weights", data.weights,
-                           "--style-layers", "relu1_2", "relu2_2", "relu3_3"])
-    args.bf16, args.steps, args.eval_every = BF16, scaled(60), 10**9
+    args = style.get_args(["--style-layers", "relu1_2", "relu2_2", "relu3_3",
+                           "--device", DEVICE.type])
     torch.manual_seed(seed)
-    net = style.StyleNet(args.nf, padding.replace("zeros", "reflect"), norm)
-    for module in net.modules():
+    net = Cropped(8) if padding == "crop" else style.StyleNet(8)
+    for module in list(net.modules()):
         if padding == "zeros" and isinstance(module, nn.Conv2d):
             module.padding_mode = "zeros"
+        if norm == "batch" and isinstance(module, nn.Sequential) and len(module) == 2:
+            module[1] = nn.BatchNorm2d(module[1].num_features)
     net.to(DEVICE, memory_format=torch.channels_last)
-    perceptual = style.PerceptualLoss(data.painting, args)
-    with quiet() as folder, contextlib.ExitStack() as stack:
-        if adam:
-            args.lr = adam
-            stack.enter_context(mock.patch.object(style, "orthogonal", lambda g: g / g.norm()))
-            stack.enter_context(mock.patch.object(torch.optim, "SGD", lambda parameters, **kwargs:
-                                                  torch.optim.Adam(parameters)))
-        style.train(net, perceptual, style.Crops(data.photos, 96, seed), data.val[:1],
-                    folder / "network.pt", None, args)
+    perceptual = style.PerceptualLoss(data.painting, args, data.weights)
+    fit(net, lambda net, x: sum(perceptual(net(x), x).values()).mean(),
+        style.Crops(data.photos, 96, seed), scaled(60), 5e-3, scaled(4))
     return net.eval(), perceptual
 
 
@@ -228,8 +262,7 @@ def flat(net):
 
 
 def psnr(net, data):
-    with torch.no_grad():
-        return sr.evaluate(net, sr_pairs(data, net.scale), net.scale).mean(0)[0].item()
+    return sr.evaluate(partial(sr.enlarge, net), sr_pairs(data, net.scale))[:, 0].nanmean().item()
 
 
 def dice(net, val, band=0):
@@ -283,7 +316,7 @@ def gram(data, seed):
     """bmm keeps the images of a batch apart, mm mixes them in the style loss"""
     vgg = VGGFeatures(["relu2_2"], data.weights).to(DEVICE)
     order = np.random.default_rng(seed).permutation(len(data.val))[:4]
-    x, rows = torch.cat([data.val[i][..., :128, :128] for i in order]), {}
+    x, rows = data.squares[order][..., :128, :128], {}
 
     def mm(f):  # images and channels in one matrix: (B * C, HW) x (HW, B * C)
         B, C, H, W = f.shape
@@ -311,7 +344,7 @@ class EnlargeFirst(sr.SrResnet):
         self.upsample = nn.Sequential()
 
     def forward(self, x):
-        x = self.bicubic(x)
+        x = F.interpolate(x, scale_factor=self.scale, mode="bicubic", antialias=True)
         return self.tail(self.body(x)) + x
 
 
@@ -320,8 +353,7 @@ def upsample_last(data, seed):
     steps, last = scaled(300), sr_net(seed)
 
     def first():
-        torch.manual_seed(seed)
-        return EnlargeFirst(2, 16, 4).to(DEVICE, memory_format=torch.channels_last)
+        return sr_net(seed, kind=EnlargeFirst)
     a_step = pace(lambda n: sr_train(sr_net(seed), data, n, seed)[0])
     seconds, _ = sr_train(last, data, steps, seed)
     other, longer = steps_in(seconds, lambda n: sr_train(first(), data, n, seed)[0])
@@ -344,13 +376,7 @@ def batchnorm(data, seed):
     def trained(change, lr):
         net = sr_net(seed, blocks=8)
         change(net)
-        try:
-            sr_train(net, data, scaled(200), seed, lr)
-        except SystemExit as stop:
-            if "the loss is" not in str(stop):
-                raise
-            return statistics.mean(sr.psnr(net.bicubic(low), high, 2).item()
-                                   for low, high in sr_pairs(data, 2))
+        sr_train(net, data, scaled(200), seed, lr)
         return psnr(net, data)
 
     def same(net):
@@ -377,19 +403,64 @@ class Unscaled(sr.ResBlock):
         return x + nn.Sequential.forward(self, x)
 
 
+def relu3_3_distance(net, data, vgg):
+    total = 0
+    for low, high in sr_pairs(data, net.scale):
+        with torch.no_grad():
+            have, want = (vgg(sr.to_tensor(image)[None].to(DEVICE))
+                          for image in (sr.enlarge(net, low), high))
+        total += ((have["relu3_3"] - want["relu3_3"]).abs().sum() / want["relu3_3"].abs().sum())
+    return (total / len(data.val)).item()
+
+
+def scores_of(net, data, vgg):
+    """PSNR, sharpness and relu3_3 distance of a net's pictures, and its pattern on flat colours."""
+    mean = sr.evaluate(partial(sr.enlarge, net), sr_pairs(data, net.scale)).nanmean(0)
+    return {"PSNR": mean[0].item(), "sharpness": mean[2].item(),
+            "distance on relu3_3": relu3_3_distance(net, data, vgg), "pattern": pattern(net)}
+
+
+@torch.no_grad()
+def pattern(net):
+    """RMS, in grey levels, of a net's picture of flat colours minus its own 5 x 5 mean."""
+    x = torch.rand(8, 3, 1, 1, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    out = 255 * net(x.expand(-1, -1, 40, 40))[..., 24:-24, 24:-24]
+    fine = out[..., 2:-2, 2:-2] - F.avg_pool2d(out, 5, stride=1)
+    return fine.square().mean().sqrt().item()
+
+
+def refined(start, data, seed, loss_fn):
+    """The same net, trained on for 60 steps."""
+    net = copy.deepcopy(start)
+    sr_train(net, data, scaled(60), seed + 1000, 2e-3, loss_fn)
+    return net
+
+
 def feature_loss(data, seed):
-    """Feature loss lowers PSNR and the feature distance both (from one net, as many steps)"""
+    """Feature loss lowers PSNR and the feature distance, and sharpens (from one net, equal steps)"""
     vgg = VGGFeatures(sr.FEATURE_WEIGHTS, data.weights).to(DEVICE)
-    start, scores = sr_net(seed), []
+    start = sr_net(seed)
     sr_train(start, data, scaled(400), seed)
-    for loss_fn in functools.partial(sr.feature_loss, vgg, 0), F.l1_loss:
-        net = copy.deepcopy(start)
-        sr_train(net, data, scaled(60), seed + 1000, 3e-4, loss_fn)
-        scores.append(sr.evaluate(net, sr_pairs(data, 2), 2, vgg).mean(0).tolist())
-    (p, _, *with_), (q, _, *without) = scores
-    return {"PSNR: feature / pixel loss": (p, q, "lower"),
-            **{f"distance on {layer}: feature / pixel loss": (a, b, "lower")
-               for layer, a, b in zip(sr.FEATURE_WEIGHTS, with_, without)}}
+    nets = [refined(start, data, seed, loss) for loss in (partial(sr.feature_loss, vgg),
+                                                          sr.pixel_loss)]
+    with_, without = (scores_of(net, data, vgg) for net in nets)
+    said = {"PSNR": "lower", "distance on relu3_3": "lower", "sharpness": "higher"}
+    return {f"{what}: feature / pixel loss": (with_[what], without[what], better)
+            for what, better in said.items()}
+
+
+def average_pools(data, seed):
+    """Average pools in the VGG of a feature loss leave less of a pattern than max pools do"""
+    pools = nn.AvgPool2d, nn.MaxPool2d
+    vggs = [VGGFeatures(sr.FEATURE_WEIGHTS, data.weights, pool=pool).to(DEVICE) for pool in pools]
+    start = sr_net(seed, scale=4)
+    sr_train(start, data, scaled(300), seed)
+    nets = [refined(start, data, seed, partial(sr.feature_loss, vgg)) for vgg in vggs]
+    with_, without = (scores_of(net, data, vggs[1]) for net in nets)  # max: what was trained
+    said = {"pattern": "lower", "PSNR": "higher", "sharpness": "higher",
+            "distance on relu3_3": "lower"}
+    return {f"{what}: average / max": (with_[what], without[what], better)
+            for what, better in said.items()}
 
 
 class NotAdded(sr.SrResnet):
@@ -400,12 +471,10 @@ class NotAdded(sr.SrResnet):
 def add_bicubic(data, seed):
     """Adding the bicubic enlargement speeds the start"""
     most, steps = scaled(300), []
+    bicubic = sr.evaluate(partial(ImageOps.scale, factor=2), sr_pairs(data, 2))[:, 0].nanmean()
     for kind, tail in (sr.SrResnet, "zero"), (sr.SrResnet, "random"), (NotAdded, "random"):
-        net = sr_net(seed, tail=tail)
-        net.__class__ = kind
+        net = sr_net(seed, tail=tail, kind=kind)
         _, log = sr_train(net, data, most, seed, every=10)
-        with torch.no_grad():
-            bicubic = sr.evaluate(net.bicubic, sr_pairs(data, 2), 2).mean(0)[0].item()
         steps.append(next((step for step, value in log if value > bicubic + 0.1), most))
     what = "steps to bicubic + 0.1 dB (300 at most)"
     return {f"{what}: added to a zero tail / not added": (steps[0], steps[2], "lower"),
@@ -417,9 +486,11 @@ def x4_from_x2(data, seed):
     small, steps = sr_net(seed), scaled(150)
     before, _ = sr_train(small, data, scaled(300), seed)
     net = sr_net(seed + 1000, 4)
-    with quiet():
-        sr.load_layers(net, {"model": small.state_dict(), "args": {"nf": 16}})
-    after, _ = sr_train(net, data, steps, seed, frozen=steps // 4)
+    net.load_state_dict(small.state_dict(), strict=False)
+    net.body.requires_grad_(False)  # a quarter of the steps for the new end alone
+    first, _ = sr_train(net, data, max(1, steps // 4), seed)
+    net.body.requires_grad_(True)
+    after = first + sr_train(net, data, steps - steps // 4, seed)[0]
     rows = {}
     for name, seconds in ("x2 at hand", after), ("x2's time counted", before + after):
         fresh = sr_net(seed + 1000, 4)
@@ -435,7 +506,7 @@ def padding(data, seed):
     def border(kind):  # the outer 8 px, against the same photo with 32 px more around it
         net, _ = style_net(data.real, kind, "batch", seed)  # in use, its norm sees no borders
         errors = []
-        for x in data.val:
+        for x in data.squares.split(1):
             with torch.no_grad():
                 error = (net(x)[..., 32:-32, 32:-32] - net(x[..., 32:-32, 32:-32])).abs()
             error[..., 8:-8, 8:-8] = math.nan
@@ -448,43 +519,52 @@ def padding(data, seed):
 
 
 def small(data):  # at the size of training
-    return [F.interpolate(x, size=96, mode="area") for x in data.val]
+    return F.interpolate(data.squares, size=96, mode="area")
+
+
+def total(net, perceptual, data):
+    return sum(style.evaluate(net, perceptual, small(data)).values()).item()
 
 
 def instance_norm(data, seed):
     """Instance norm beats batch norm at equal steps"""
-    losses = []
-    for norm in "instance", "batch":
-        net, perceptual = style_net(data.real, "reflect", norm, seed)
-        losses.append(style.evaluate(net, perceptual, small(data)).mean(0)[-1].item())
+    losses = [total(*style_net(data.real, "reflect", norm, seed), data)
+              for norm in ("instance", "batch")]
     return {"total loss after 60 steps: instance / batch": (*losses, "lower")}
 
 
-def muon(data, seed):
-    """Orthogonal steps (Muon) train the style network further than Adam at equal steps"""
-    def loss(adam):
-        net, perceptual = style_net(data.real, "reflect", "instance", seed, adam)
-        return style.evaluate(net, perceptual, small(data)).mean(0)[-1].item()
-    return {f"total loss after 60 steps: Muon / Adam at {rate:.0e}": (loss(0), loss(rate), "lower")
-            for rate in (1e-3, 2e-3, 5e-3)}
+def style_pools(data, seed):
+    """Average pools in the VGG of style transfer leave less of a grid than max pools do"""
+    x = data.squares[seed % len(data.squares)][None, :, :96, :96]
+    args = style.get_args(["--optimize-steps", str(scaled(40)), "--device", DEVICE.type])
+    images = []
+    for pool in nn.AvgPool2d, nn.MaxPool2d:
+        patched = partial(VGGFeatures, pool=pool)
+        with quiet() as folder, mock.patch.object(style, "VGGFeatures", patched):
+            perceptual = style.PerceptualLoss(data.painting, args, data.weights)
+            images.append(style.optimize(x, perceptual, folder / "log.csv", args)[0])
+    grids = [period_2(image, F.avg_pool2d(image, 3, 1, 1)) for image in images]
+    return {"error at a period of 2 px after 40 steps: average / max": (*grids, "lower")}
 
 
 def one_pass(data, seed):
     """The network is many times faster than optimising, at equal loss"""
     net, perceptual = style_net(data.real, "reflect", "instance", seed)
-    steps, x, clock = scaled(80), small(data)[seed % len(data.val)], time.perf_counter
+    x = small(data)[seed % len(data.squares)][None]
+    args = style.get_args(["--optimize-steps", str(scaled(80)), "--device", DEVICE.type])
+    clock = time.perf_counter
     with torch.no_grad():
         net(x)  # warms up
         start = clock()
         out = net(x).cpu()
-        fast, total = clock() - start, perceptual(out.to(DEVICE), perceptual.target(x))[0, -1]
+        fast, wanted = clock() - start, sum(perceptual(out.to(DEVICE), x).values()).item()
     start = clock()
-    with quiet():
-        _, losses = style.optimize(x, perceptual, steps, BF16)
+    with quiet() as folder:
+        _, losses = style.optimize(x, perceptual, folder / "log.csv", args)
     slow = clock() - start
-    equal = next((i for i, loss in enumerate(losses) if loss <= total), steps)
+    equal = next((i for i, loss in enumerate(losses) if loss <= wanted), len(losses) - 1)
     return {"seconds to its loss: network x 10 / optimiser (80 steps at most)": (
-        10 * fast, slow * equal / (steps + 1), "lower")}
+        10 * fast, slow * equal / len(losses), "lower")}
 
 
 @functools.cache
@@ -586,7 +666,7 @@ def freeze(data, seed):
 def cut_vgg(data, seed):
     """Cutting VGG at the last layer used saves time and leaves the loss as it is, to the bit"""
     order = np.random.default_rng(seed).permutation(len(data.val))[:4]
-    y = torch.cat([data.val[i][..., :scaled(96, 32), :scaled(96, 32)] for i in order])
+    y = data.squares[order][..., :scaled(96, 32), :scaled(96, 32)]
     layers, seconds, results = [*sr.FEATURE_WEIGHTS], [], []
     for names in layers, [*layers, "relu5_3"]:
         vgg, times = VGGFeatures(names, "random").to(DEVICE), []
@@ -609,9 +689,9 @@ def cut_vgg(data, seed):
 SOURCES = {  # claim -> who says so
     icnr: "Aitken 2017", transposed: "Odena 2016", gram: "Gatys 2016, eq. 3",
     upsample_last: "Shi 2016", batchnorm: "Lim 2017, 3.1 and 3.2",
-    feature_loss: "Johnson 2016, 4.2", add_bicubic: "Kim 2016 (VDSR)",
+    feature_loss: "Johnson 2016, 4.2", average_pools: "Gatys 2016, 2", add_bicubic: "Kim 2016 (VDSR)",
     x4_from_x2: "Lim 2017, 3.2; the lesson", padding: "Johnson 2016, supplement",
-    instance_norm: "Ulyanov 2016", muon: "Jordan 2024", one_pass: "Johnson 2016, table 1",
+    instance_norm: "Ulyanov 2016", style_pools: "Gatys 2016, 2", one_pass: "Johnson 2016, table 1",
     unet: "Ronneberger 2015", small_first: "the lesson", split: "the lesson",
     mask_resize: "common advice", freeze: "the lesson", cut_vgg: "arithmetic"}
 CLAIMS = {function.__name__: function for function in SOURCES}
@@ -696,7 +776,7 @@ def main(argv=None):
         missing = [name for name in REAL if not (ROOT / folder / name).exists()]
         sr.check(not missing, f"LESSON_DATA: {ROOT / folder} has no {' '.join(missing)}")
         os.environ["TORCH_HOME"] = str(ROOT / folder / "torch_home")
-    DEVICE, BF16 = sr.get_device("auto")
+    DEVICE, BF16 = seg.get_device("auto")
     sets = [False, True] if folder else [False]
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; mean ± standard "
           f"deviation of {args.seeds} seeds" + "; real data in the second columns" * bool(folder))

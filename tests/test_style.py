@@ -49,7 +49,8 @@ def test_perceptual_loss_against_loops():
             styles.append((grams[0] - grams[1]).square().sum() / grams[1].square().sum())
         variation = ((out[i, :, 1:] - out[i, :, :-1]).abs().mean() +
                      (out[i, ..., 1:] - out[i, ..., :-1]).abs().mean())
-        wanted = {"content": 2 * content, "style": 5 * sum(styles) / 2, "variation": 0.3 * variation}
+        wanted = {"content": 2 * content, "style": 5 * sum(styles) / 2,
+                  "variation": 0.3 * variation}
         for name, value in wanted.items():
             torch.testing.assert_close(parts[name][i], value, rtol=1e-3, atol=1e-6)
     sum(parts.values()).sum().backward()
