@@ -6,12 +6,16 @@ slows both alike.
 import contextlib
 import statistics
 import sys
+import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -39,141 +43,118 @@ def row(name, ours, theirs, ratio):
     print(f"{name:50} {ours:>18} {theirs:>24} {ratio:>8}")
 
 
-def sr_steps(batch, size, device, bf16):
+def step(loss_fn, optimizer):
+    loss = loss_fn()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+def sr_steps(batch, size, device):
     """One step with the feature loss: as sr.py takes it, and as the lesson's recipe reads.
 
-    The plain recipe: float32, contiguous layout, VGG16 run to its end, targets without no_grad.
+    The plain recipe: contiguous layout, VGG16 run to its end, targets without no_grad.
     """
-    low, high = torch.rand(batch, 3, size // 2, size // 2), torch.rand(batch, 3, size, size)
-    low, high = low.to(device), high.to(device)
+    low = torch.rand(batch, 3, size // 2, size // 2, device=device)
+    high = torch.rand(batch, 3, size, size, device=device)
     ours, plain = sr.SrResnet(2, 64, 8).to(device), sr.SrResnet(2, 64, 8).to(device)
     ours = ours.to(memory_format=torch.channels_last)
     vgg = VGGFeatures(sr.FEATURE_WEIGHTS, "random").to(device)
-    whole = VGGFeatures([*sr.FEATURE_WEIGHTS, "relu5_3"], "random").to(device)
+    whole = VGGFeatures([*sr.FEATURE_WEIGHTS, "relu5_3"], "random", pool=nn.MaxPool2d).to(device)
 
-    def step(net, loss_fn, optimizer):
-        loss = loss_fn(net)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    def our_loss():
+        return sr.feature_loss(vgg, ours(low), high)
 
-    def our_loss(net):
-        x, y = (t.to(memory_format=torch.channels_last) for t in (low, high))
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            return sr.feature_loss(vgg, 0.0, net(x), y)
-
-    def plain_loss(net):
-        out = net(low)
+    def plain_loss():
+        out = plain(low)
         have, want = whole(out), whole(high)
         losses = [weight * F.l1_loss(have[layer], want[layer])
                   for layer, weight in sr.FEATURE_WEIGHTS.items()]
         return F.l1_loss(out, high) / 100 + sum(losses)
 
     a, b = torch.optim.Adam(ours.parameters()), torch.optim.Adam(plain.parameters())
-    return lambda: step(ours, our_loss, a), lambda: step(plain, plain_loss, b)
+    return partial(step, our_loss, a), partial(step, plain_loss, b)
 
 
-def bench_sr(device, bf16):
+def bench_sr(device):
     batch, size = 8, 96
-    ours, plain = sr_steps(batch, size, device, bf16)
+    ours, plain = sr_steps(batch, size, device)
     fast, slow = medians(ours, plain)
     row("sr: training step, images/s (lesson's recipe)", f"{batch / fast:.1f}",
         f"{batch / slow:.1f}", f"{slow / fast:.1f} x")
 
     with FlopCounterMode(display=False) as counter:
         ours()
-    dtype = torch.bfloat16 if bf16 else torch.float32
     products = []
     for n in (1024, 2048, 4096):
-        a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-        products.append(2 * n**3 / medians(lambda: a @ b)[0])
+        a, b = (torch.randn(n, n, device=device) for _ in range(2))
+        products.append(2 * n**3 / medians(partial(torch.matmul, a, b))[0])
     rate = counter.get_total_flops() / fast
     row("sr: the step's GFLOP/s (best matrix product)", f"{rate / 1e9:.0f}",
         f"{max(products) / 1e9:.0f}", f"{rate / max(products):.0%}")
 
-    photos = [(i, sr.dead_leaves(np.random.default_rng([0, i]), 256)) for i in range(20)]
     args = sr.get_args([])
-    crops = sr.Crops(photos, args.size, args.scale)
+    crops = sr.Crops([partial(sr.dead_leaves, 0, i) for i in range(20)], args.size, args.scale)
     net = sr.SrResnet(args.scale, args.nf, args.blocks)
     net = net.to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(net.parameters())
-    low, high = (torch.stack(t).to(device, memory_format=torch.channels_last)
-                 for t in zip(*[crops[n] for n in range(args.batch_size)]))
-
-    def pixel_step():
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            loss = F.l1_loss(net(low), high)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    load, step = medians(lambda: [crops[n] for n in range(args.batch_size)], pixel_step)
+    batch = [crops[n] for n in range(args.batch_size)]
+    low, high = (torch.stack(images).to(device) for images in zip(*batch, strict=True))
+    load, learn = medians(lambda: [crops[n] for n in range(args.batch_size)],
+                          partial(step, lambda: sr.pixel_loss(net(low), high), optimizer))
     row("sr: loader images/s (pixel step images/s)", f"{args.batch_size / load:.0f}",
-        f"{args.batch_size / step:.0f}", f"{load / step:.1%}")
+        f"{args.batch_size / learn:.0f}", f"{load / learn:.1%}")
 
-    image = np.random.default_rng(0).integers(0, 256, (600, 800, 3), np.uint8)
-    seconds, = medians(lambda: sr.enlarge(net, image))
-    rate = 4 * image.size / 3e6 / seconds
-    row("sr: --apply x2, megapixels/s of the result", f"{rate:.2f}", "", "")
+    image = Image.effect_noise((800, 600), 50).convert("RGB")
+    net = sr.SrResnet(2, args.nf, args.blocks).to(device, memory_format=torch.channels_last)
+    seconds, = medians(partial(sr.enlarge, net, image))
+    row("sr: --apply x2, megapixels/s of the result", f"{4 * 0.48 / seconds:.2f}", "", "")
 
 
-def style_steps(batch, size, device, bf16):
+def style_steps(batch, size, device):
     """One training step of the style network: as style.py takes it, and as a plain recipe reads.
 
-    The plain recipe: float32, contiguous layout, one VGG to the last layer for output and target,
-    the target without no_grad, and the Gram matrices of the painting computed in each step.
+    The plain recipe: contiguous layout, one VGG to the last layer for output and target, the
+    target without no_grad, and the Gram matrices of the painting computed in each step.
     """
-    args = style.get_args(["--weights", "random"])
-    layers = args.style_layers.split()
-    painting = style.painting(np.random.default_rng(0), args.style_size)
-    painting = style.to_tensor(painting)[None].to(device)
-    perceptual = style.PerceptualLoss(painting, args)
+    args = style.get_args(["--device", device.type])
+    layers = args.style_layers
+    painting = style.to_tensor(style.painting(0))[None].to(device)
+    perceptual = style.PerceptualLoss(painting, args, "random")
     x = torch.rand(batch, 3, size, size, device=device)
-    ours, plain = (style.StyleNet(args.nf, "reflect", "instance").to(device) for _ in range(2))
+    ours, plain = (style.StyleNet(args.nf).to(device) for _ in range(2))
     ours = ours.to(memory_format=torch.channels_last)
 
-    def step(loss, optimizer, change=lambda grad: grad):
-        optimizer.zero_grad()
-        loss.backward()
-        for p in optimizer.param_groups[0]["params"]:
-            p.grad = change(p.grad)
-        optimizer.step()
-
-    def muon(grad):
-        return style.orthogonal(grad) if grad.ndim == 4 else grad.sign() / 2
-
     def our_loss():
-        photos = x.to(memory_format=torch.channels_last)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            return perceptual(ours(photos), perceptual.target(photos))[:, -1].mean()
+        return sum(perceptual(ours(x), x).values()).mean()
 
     def plain_loss():
         out = plain(x)
         have, photo, goal = (perceptual.vgg(t) for t in (out, x, painting))
         content = style.relative(have[args.content_layer], photo[args.content_layer])
-        grams = [style.relative(gram_matrix(have[l]), gram_matrix(goal[l])) for l in layers]
+        grams = [style.relative(gram_matrix(have[k]), gram_matrix(goal[k])) for k in layers]
         variation = out.diff(dim=2).abs().mean() + out.diff(dim=3).abs().mean()
         return (content + args.style_weight * sum(grams) / len(grams)).mean() + args.tv * variation
 
-    a = torch.optim.SGD(ours.parameters(), momentum=0.9, dampening=0.9)
-    b = torch.optim.Adam(plain.parameters())
-    return perceptual, ours, (lambda: step(our_loss(), a, muon)), (lambda: step(plain_loss(), b))
+    a, b = torch.optim.Adam(ours.parameters()), torch.optim.Adam(plain.parameters())
+    return perceptual, ours, partial(step, our_loss, a), partial(step, plain_loss, b)
 
 
-def bench_style(device, bf16):
-    batch, size = 4, 256
-    perceptual, net, ours, plain = style_steps(batch, size, device, bf16)
+def bench_style(device):
+    args = style.get_args(["--optimize-steps", "5", "--device", device.type])
+    batch, size = args.batch_size, args.size
+    perceptual, net, ours, plain = style_steps(batch, size, device)
     fast, slow = medians(ours, plain)
     row("style: training step, images/s (plain recipe)", f"{batch / fast:.2f}",
         f"{batch / slow:.2f}", f"{slow / fast:.1f} x")
 
-    photo = style.to_tensor(style.dead_leaves(np.random.default_rng(0), 1024))[None].to(device)
+    photo = style.to_tensor(style.landscape(0, 0, 1024))[None].to(device)
     net(photo[..., :64, :64])  # warms up
     with torch.no_grad():
         one_pass, = medians(lambda: net(photo).cpu())
     start = time.perf_counter()
-    with contextlib.redirect_stdout(None):
-        style.optimize(photo, perceptual, 5, bf16)
+    with contextlib.redirect_stdout(None), tempfile.TemporaryDirectory() as folder:
+        style.optimize(photo, perceptual, f"{folder}/log.csv", args)
     steps = 500 / 6 * (time.perf_counter() - start)  # 5 steps take 6 evaluations
     row("style: 1024 px, seconds (500 optimise steps)", f"{one_pass:.2f}", f"{steps:.0f}",
         f"{steps / one_pass:.0f} x")
@@ -184,7 +165,7 @@ def seg_steps(batch, size, depth, device, bf16):
     x = torch.rand(batch, 3, size, size, device=device)
     y = torch.randint(0, 2, (batch, size, size), device=device)
 
-    def step(memory_format, enabled):
+    def stepper(memory_format, enabled):
         net = seg.Segmenter("unet", depth, 256, 2).to(device, memory_format=memory_format).train()
         optimizer = torch.optim.Adam(net.parameters())
 
@@ -195,7 +176,7 @@ def seg_steps(batch, size, depth, device, bf16):
             loss.backward()
             optimizer.step()
         return one
-    return step(torch.channels_last, bf16), step(torch.contiguous_format, False)
+    return stepper(torch.channels_last, bf16), stepper(torch.contiguous_format, False)
 
 
 def bench_seg(device, bf16):
@@ -212,9 +193,9 @@ def bench_seg(device, bf16):
 
 
 if __name__ == "__main__":
-    device, bf16 = sr.get_device("auto")
+    device, bf16 = seg.get_device("auto")
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     row("what (compared with)", "this project", "the other", "ratio")
-    bench_sr(device, bf16)
-    bench_style(device, bf16)
+    bench_sr(device)
+    bench_style(device)
     bench_seg(device, bf16)
