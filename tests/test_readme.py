@@ -130,6 +130,28 @@ def test_answers_of_the_second_lesson(answers):
     assert sorted([*shares[0], *shares[1]]) == [*range(4, 12)]
 
 
+def test_answers_of_the_third_lesson(answers):
+    x, kernel = torch.rand(4, 5), torch.rand(3, 3)
+    for stride in (1, 2, 3):
+        want = torch.nn.functional.conv_transpose2d(x[None, None], kernel[None, None],
+                                                    stride=stride)[0, 0]
+        torch.testing.assert_close(answers["transposed_conv"](x, kernel, stride), want)
+        torch.testing.assert_close(answers["by_convolution"](x, kernel, stride), want)
+    assert answers["transposed_conv"](x, torch.ones(2, 2), 2).shape == (8, 10)  # it doubles
+    row = answers["transposed_conv"](torch.ones(1, 4), torch.ones(3, 3), 2)[0]
+    assert row.tolist() == [1, 1, 2, 1, 2, 1, 2, 1, 1]
+    even = answers["transposed_conv"](torch.ones(1, 4), torch.ones(2, 2), 2)[0]
+    assert even.tolist() == [1] * 8  # it never overlaps
+
+
+def test_the_size_of_the_readme():
+    assert len(README.split()) <= 4500
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", README):
+        with Image.open(ROOT / picture) as image:
+            assert image.width >= 1200, picture
+        assert (ROOT / picture).stat().st_size <= 700_000, picture
+
+
 def main(folder):
     """What readme_output is made of: a folder of tiny photos, cars and pictures, all commands."""
     tiny = {name: importlib.import_module(f"test_{name}").TINY for name in ("style", "seg")}
