@@ -134,7 +134,6 @@ def run_two_ranks(name, folder):
 
 RUNS = {  # in this order, beside the tests, which need not wait for them
     "sr": functools.partial(run_two_ranks, "sr"), "seg": functools.partial(run_two_ranks, "seg"),
-    "style": functools.partial(run_two_ranks, "style"),
     "readme": lambda folder: run(folder, f"{ROOT}/tests/test_readme.py", f"{folder}"),
     "claims": lambda folder: run(folder, f"{ROOT}/tests/test_claims.py")}
 

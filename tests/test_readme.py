@@ -1,9 +1,11 @@
 """What the README says is so: its commands run, its code is the scripts', its answers work."""
 import importlib
+import itertools
 import os
 import re
 import shlex
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +167,8 @@ def main(folder):
     for name in ("carvana", "camvid"):
         test_seg.write(Path(folder, name))
     os.chdir(folder)
+    count = itertools.count()
+    time.strftime = lambda *_: f"{next(count)}"  # two runs a second: an old one's name is its time
     picture = next(Path("Set5").glob("*.png"))
     for name in re.findall(r"[\w]+\.jpg", " ".join(commands())):
         Path(name).write_bytes(picture.read_bytes())
