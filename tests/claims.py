@@ -453,7 +453,7 @@ def average_pools(data, seed):
     """Average pools in the VGG of a feature loss leave less of a pattern than max pools do"""
     pools = nn.AvgPool2d, nn.MaxPool2d
     vggs = [VGGFeatures(sr.FEATURE_WEIGHTS, data.weights, pool=pool).to(DEVICE) for pool in pools]
-    start = sr_net(seed, scale=4)
+    start = sr_net(seed)
     sr_train(start, data, scaled(300), seed)
     nets = [refined(start, data, seed, partial(sr.feature_loss, vgg)) for vgg in vggs]
     with_, without = (scores_of(net, data, vggs[1]) for net in nets)  # max: what was trained
