@@ -76,7 +76,7 @@ def car(seed, number):  # photo and mask; every 16 numbers are one car that turn
         points = rng.uniform(0, 256, 2) + radius * rng.uniform(-1, 1, (6, 2))
         ImageDraw.Draw(image).polygon([*points.flat], (*rng.integers(64, 192, 3), 0))
     angles = math.pi / 8 * number + np.array([0.4, 2.7, 3.5, 5.9])  # of its corners
-    for z in np.linspace(0, roof, 99):  # rectangles, stacked
+    for z in np.linspace(0, roof, 99):  # stacked up
         radius = zoom * (1.1 if z < hood else 1.1 - z)
         x = left + radius * np.cos(angles)
         y = top - radius * np.sin(angles) * tilt - zoom * z
@@ -183,7 +183,7 @@ class SimpleHead(nn.Sequential):  # has to guess 32 x 32 pixels from one
             up(nf, nf), nn.ReLU(), nn.BatchNorm2d(nf),   # (B, nf, H/8, W/8)
             up(nf, nf), nn.ReLU(), nn.BatchNorm2d(nf),   # (B, nf, H/4, W/4)
             up(nf, nf), nn.ReLU(), nn.BatchNorm2d(nf),   # (B, nf, H/2, W/2)
-            up(nf, 1))                             # (B, 1, H, W)
+            up(nf, 1))                                   # (B, 1, H, W)
 
 class UpBlock(nn.Module):  # (B, before, H, W) -> (B, nf, 2H, 2W), half from a skip
     def __init__(self, before, nf, layer, channels):
@@ -213,7 +213,7 @@ class UNet(nn.Sequential):
             UpBlock(nf, nf, encoder.layer2, 128),   # (B, nf, H/8, W/8)
             UpBlock(nf, nf, encoder.layer1, 64),    # (B, nf, H/4, W/4)
             UpBlock(nf, nf, encoder.relu, 64),      # (B, nf, H/2, W/2)
-            up(nf, 1))                        # (B, 1, H, W)
+            up(nf, 1))                              # (B, 1, H, W)
 
 HEADS = {"simple": SimpleHead, "unet": UNet}  # README adds an FCN
 
@@ -289,7 +289,7 @@ def train(model, ratios, path, steps, crops, pairs, args):
     batches = DataLoader(crops, args.batch_size, sampler=rest)
     for step, (x, y) in enumerate(batches, start + 1):
         model.train()
-        model.encoder.train(ratios[0] == 1)  # or it would forget ImageNet
+        model.encoder.train(ratios[0] == 1)  # or it forgets ImageNet
         loss = pixel_loss(model(x.to(args.device)), y.to(args.device))
         cosine = 0.5 + 0.5 * math.cos(math.pi * step / steps)  # after a short warm-up
         for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
@@ -354,7 +354,7 @@ def load_resnet(depth):  # None without its file
         return {key: state[key] for key in state if not key.startswith("fc.")}
     except Exception as error:
         print(f"no {url} ({error}); put it into {torch.hub.get_dir()}/checkpoints\n"
-              "So the ResNet starts at random.")
+              "The ResNet starts at random.")
 
 def main(argv=None):
     args = get_args(argv)
@@ -367,7 +367,7 @@ def main(argv=None):
     state = None if args.init or args.weights == "random" else load_resnet(args.encoder)
     ratios = (0.01, 0.1, 1) if state or args.init else (1, 1, 1)
     stages = [(f"{size}px", size, ratios, args.steps) for size in args.sizes]
-    if state:  # first the head alone: its noise would spoil the encoder
+    if state:  # first the head alone, as its noise harms the encoder
         stages.insert(0, ("frozen", args.sizes[0], (0, 0, 1), args.steps // 4))
     if (out / "log.csv").exists() and not args.resume:
         print("earlier run kept as", out.rename(f"{out}-{time.strftime('%Y%m%d-%H%M%S')}"))

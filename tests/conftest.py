@@ -1,8 +1,6 @@
 """Tests run from anywhere, on the CPU, with no network and no file outside the repository."""
 import functools
-import importlib
 import os
-import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -95,25 +93,6 @@ def fails(script, capsys, *argv):
     return sentence
 
 
-@pytest.fixture
-def ctrl_c(monkeypatch):
-    """Ctrl-C in the middle of the third step, which is not due to be saved; the steps taken."""
-    steps_done = []
-
-    def arm(kind):
-        step = kind.step
-
-        def press(self, *args):
-            step(self, *args)
-            steps_done.append(1)
-            if len(steps_done) == 3:
-                os.kill(os.getpid(), signal.SIGINT)
-
-        monkeypatch.setattr(kind, "step", press)
-
-    return steps_done, lambda: [arm(kind) for kind in (torch.optim.Adam, torch.optim.SGD)]
-
-
 def run(folder, *command):
     """What a command prints that runs in a folder, on one core and without a network."""
     env = {"OMP_NUM_THREADS": "1", "LESSON_DATA": "", "TORCH_HOME": f"{folder}",
@@ -124,16 +103,15 @@ def run(folder, *command):
     return done.stdout
 
 
-def run_two_ranks(name, folder):
-    """Run a script in two processes on folder/data, into folder/two; returns what it prints."""
-    test = importlib.import_module(f"test_{name}")
-    (test.write if name == "seg" else write_photos)(folder / "data")
+def run_two_ranks(folder):
+    """sr.py in two processes on folder/data, into folder/two; returns what it prints."""
+    write_photos(folder / "data")
     return run(folder, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-               f"{ROOT / name}.py", "--data", "data", "--out", "two", *test.TINY)
+               f"{ROOT}/sr.py", "--data", "data", "--out", "two", *TINY)
 
 
 RUNS = {  # in this order, beside the tests, which need not wait for them
-    "sr": functools.partial(run_two_ranks, "sr"), "seg": functools.partial(run_two_ranks, "seg"),
+    "sr": run_two_ranks,
     "readme": lambda folder: run(folder, f"{ROOT}/tests/test_readme.py", f"{folder}"),
     "claims": lambda folder: run(folder, f"{ROOT}/tests/test_claims.py")}
 

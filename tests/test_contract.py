@@ -8,7 +8,6 @@ import pytest
 from conftest import ROOT
 
 SCRIPTS = ["sr", "style", "seg"]
-NEW = ["sr", "style"]  # in the new form; seg follows
 README = (ROOT / "README.md").read_text()
 TREES = {name: ast.parse((ROOT / f"{name}.py").read_text()) for name in [*SCRIPTS, "common"]}
 
@@ -27,7 +26,7 @@ def definitions(tree):
     return [node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
 
 
-@pytest.mark.parametrize("name", [*NEW, "common"])
+@pytest.mark.parametrize("name", [*SCRIPTS, "common"])
 def test_it_can_be_read(name):
     """Air, short lines, one idea a line: what a reader would complain about first."""
     lines, tree = source(name).splitlines(), TREES[name]
@@ -87,7 +86,7 @@ def test_helpers_of_the_same_name_are_the_same():
     own = {"get_args", "evaluate", "compare", "train", "apply", "draw_figure", "main", "Crops",
            "ResBlock", "load_checkpoint"}
     seen = {}
-    for name in NEW:
+    for name in SCRIPTS:
         for node in definitions(TREES[name]):
             if node.name not in own:
                 text = ast.get_source_segment(source(name), node)
@@ -118,7 +117,7 @@ def test_shared_flags_have_the_same_help():
         return {flag: {k.arg: ast.unparse(k.value) for k in call.keywords if k.arg != "default"}
                 for flag, call in flags(name).items()}
     for flag in ("--out", "--init", "--resume", "--lr", "--seed", "--device", "--eval-every"):
-        assert len({str(texts(name)[flag]) for name in NEW}) == 1, flag
+        assert len({str(texts(name)[flag]) for name in SCRIPTS}) == 1, flag
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import test_seg
 import torch
-from conftest import ROOT, write_photos
+import torch.nn.functional as F
+from conftest import ROOT, run, write_photos
 from PIL import Image
 
 README = (ROOT / "README.md").read_text()
@@ -69,7 +71,7 @@ def test_links_lead_to_what_they_name():
 
 def test_quoted_code_is_the_scripts():
     quotes = re.findall(r"<!-- (\w+\.py) -->\n```python\n(.*?)```", README, re.S)
-    assert len(quotes) >= 4
+    assert len(quotes) >= 6
     for file, code in quotes:
         assert code in (ROOT / file).read_text(), code
 
@@ -146,6 +148,45 @@ def test_answers_of_the_third_lesson(answers):
     assert even.tolist() == [1] * 8  # it never overlaps
 
 
+def test_heads_rates_and_light_of_the_third_lesson(answers):
+    import seg
+    head = answers["FCN"](None, 8)
+    scores = torch.randn(1, 1, 5, 6)
+    got = head[1](scores) - head[1].bias
+    want = F.interpolate(scores, scale_factor=32, mode="bilinear")
+    assert got.shape == want.shape == (1, 1, 160, 192)
+    inside = (..., slice(16, -16), slice(16, -16))
+    torch.testing.assert_close(got[inside], want[inside], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(got, want, atol=0.1)  # beyond the outer centres it fades to zero
+    assert seg.Segmenter("fcn", 18, 8, 32)(torch.rand(2, 3, 40, 33)).shape == (2, 1, 40, 33)
+
+    crops = seg.Crops(seg.split(test_seg.cars())[0], 32)
+    curve = answers["find_lr"](seg.Segmenter("simple", 18, 4, 32), crops, 5, 2)
+    rates, losses = zip(*curve, strict=True)
+    assert rates == pytest.approx([1e-5, 1e-4, 1e-3, 1e-2, 1e-1]) and np.isfinite(losses).all()
+
+    photo = Image.new("RGB", (8, 8), (100, 90, 80))
+    light = [answers["jitter"](photo, np.random.default_rng(i)) for i in range(9)]
+    assert len({image.getpixel((0, 0)) for image in light}) > 5 and photo.getpixel((0, 0))[0] == 100
+
+
+def test_eleven_classes(tmp_path):
+    for part in ("train", "val"):
+        test_seg.write(tmp_path / "camvid", part, f"{part}annot", ".png", scale=10)
+    path = next((tmp_path / "camvid" / "valannot").iterdir())
+    mask = np.array(Image.open(path))
+    mask[:20] = 11  # where nobody knows
+    Image.fromarray(mask).save(path)
+    text = run(tmp_path, f"{ROOT}/tests/street.py", "--data", "camvid", *test_seg.TINY,
+               "--model", "unet", "fcn", "--steps", "1")
+    assert re.search(r"bicyclist .*\d%", text) and re.search(r"unknown .*\d%", text)
+    for name in ("unet", "fcn"):
+        scores = [float(word) for word in re.search(rf"^{name} +(.*)$", text, re.M)[1].split()]
+        assert len(scores) == 3 and all(0 <= score <= 1 for score in scores)
+    saved = torch.load(tmp_path / "out/seg/unet-32px.pt", weights_only=True)["model"]
+    assert saved["head.4.weight"].shape[1] == 11
+
+
 def test_the_size_of_the_readme():
     words = [word for word in README.split() if re.search(r"\w", word)]  # not the bars of tables
     assert len(words) <= 4500
@@ -161,12 +202,22 @@ def main(folder):
     tiny["sr"] = ["--steps", "2", "--feature-steps", "1", "--batch-size", "2", "--size", "32",
                   "--nf", "4", "--blocks", "1", "--eval-every", "9", "--weights", "random"]
     tiny["style"] = [*tiny["style"], "--steps", "1", "--optimize-steps", "1"]
-    test_seg, seg = map(importlib.import_module, ("test_seg", "seg"))
+    at = tiny["seg"].index("--sizes")
+    tiny["seg"] = [*tiny["seg"][:at], *tiny["seg"][at + 2:], "--steps", "2"]  # at their own sizes
+    seg = importlib.import_module("seg")
     seg.BasicBlock = test_seg.LightBlock
+    make_car, cars = seg.car, {}
+
+    def car(seed, number):  # four cars take less time than eighty
+        key = (seed, number % 64)
+        if key not in cars:
+            cars[key] = make_car(*key)
+        return cars[key]
+
+    seg.car = car
     for name in ("imagenet_sample", "imagenet", "Set5"):
         write_photos(Path(folder, name))
-    for name in ("carvana", "camvid"):
-        test_seg.write(Path(folder, name))
+    test_seg.write(Path(folder, "carvana"))
     os.chdir(folder)
     count = itertools.count()
     time.strftime = lambda *_: f"{next(count)}"  # two runs a second: an old one's name is its time
