@@ -75,7 +75,7 @@ def car(seed, number):  # photo and mask; every 16 numbers are one car that turn
     for radius in 300 * 0.96 ** np.arange(120):  # clutter, ever smaller
         points = rng.uniform(0, 256, 2) + radius * rng.uniform(-1, 1, (6, 2))
         ImageDraw.Draw(image).polygon([*points.flat], (*rng.integers(64, 192, 3), 0))
-    angles = math.pi / 8 * number + np.array([0.4, 2.7, 3.5, 5.9])  # of its corners
+    angles = math.pi / 8 * number + np.array([0.4, 2.7, 3.5, 5.9])  # corners
     for z in np.linspace(0, roof, 99):  # stacked up
         radius = zoom * (1.1 if z < hood else 1.1 - z)
         x = left + radius * np.cos(angles)
@@ -83,7 +83,7 @@ def car(seed, number):  # photo and mask; every 16 numbers are one car that turn
         dark = z < 0.1 or hood < z < roof - 0.05  # tyres, windows
         lit = z == roof or 0 < hood - z < 0.02  # from above
         colour = [50, 50, 50] if dark else paint * (1 if lit else 0.7)
-        ImageDraw.Draw(image).polygon([*zip(x, y)], (*np.uint8(colour), 255))
+        ImageDraw.Draw(image).polygon([*zip(x, y, strict=True)], (*np.uint8(colour), 255))
     return image.convert("RGB"), image.getchannel("A").point(bool)
 
 def shrink(photo, mask, size):  # a mask's numbers are not to be mixed
@@ -249,7 +249,7 @@ def evaluate(net, pairs):
         truth = np.array(mask) > 0
         pred = net(photo)
         areas = truth.sum() + pred.sum()
-        dice = 2 * (truth & pred).sum() / areas if areas else 1  # none there, none found
+        dice = 2 * (truth & pred).sum() / areas if areas else 1  # none, and none found
         iou = dice / (2 - dice)  # overlap over union
         scores.append([(truth == pred).mean(), dice, iou])
     return np.array(scores)
