@@ -20,7 +20,6 @@ import copy
 import functools
 import math
 import os
-import signal
 import statistics
 import sys
 import tempfile
@@ -44,7 +43,7 @@ import style  # noqa: E402
 from common import VGGFeatures, gram_matrix  # noqa: E402
 
 FRACTION = 1.0  # of the steps, the batches and the data, by --fraction
-DEVICE, BF16 = torch.device("cpu"), False  # by main
+DEVICE = torch.device("cpu")  # by main
 
 
 # The data: a namespace for generated pictures, one for real ones
@@ -56,23 +55,28 @@ def scaled(n, least=2):
     return max(least, round(n * FRACTION))
 
 
+def generated_cars(first, count, size):
+    return [(n // 16, *seg.shrink(*seg.car(0, n), size))
+            for n in range(16 * first, 16 * (first + count))]
+
+
 @functools.cache
 def material(real):
     """photos to train, as functions; val: images to validate, 192 px, and squares, the same as one
-    tensor; a painting, (1, 3, 192, 192); VGG's weights; cars: {size: [(group, file, photo, mask)]} of 20 cars."""
+    tensor; a painting, (1, 3, 192, 192); VGG's weights; cars: {size: [(car, photo, mask)]} of 20 cars."""
     if real:
         folder = ROOT / os.environ["LESSON_DATA"]
         with contextlib.redirect_stdout(None):
             photos = sr.find_photos(str(folder / REAL[0]), 192)
-        picture, pairs = style.open_image(str(folder / REAL[1])), seg.load_pairs(folder / REAL[2], 128)
+        picture = style.open_image(str(folder / REAL[1]))
+        pairs = seg.find_pairs(folder / REAL[2], 128, 0)
     else:
         photos = [partial(sr.dead_leaves, 0, i, 256) for i in range(scaled(100, 10))]
         picture = style.painting(0)
-        pairs = [(f"car {i}", "generated", *pair) for i in range(scaled(20, 2))
-                 for pair in seg.car(np.random.default_rng([0, i]), 128)]
-    groups = sorted({group for group, *_ in pairs})[:20]
-    cars = {size: [(group, file, *seg.resize(photo, mask, size))
-                   for group, file, photo, mask in pairs if group in groups]
+        pairs = generated_cars(0, scaled(20, 2), 128)
+    names = sorted({name for name, *_ in pairs})[:20]
+    cars = {size: [(name, *seg.shrink(photo, mask, size))
+                   for name, photo, mask in pairs if name in names]
             for size in (32, 64, 128)}
     held = photos[::max(1, len(photos) // 6)][:scaled(6)]
     val = [photo().crop((0, 0, 192, 192)) for photo in held]
@@ -93,12 +97,8 @@ def learning_rate(step, steps, lr):
 
 @contextlib.contextmanager
 def quiet():
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(contextlib.redirect_stdout(None))
-        stack.enter_context(mock.patch.object(seg, "learning_rate", learning_rate))
-        stack.enter_context(mock.patch.object(seg, "save_checkpoint"))  # nobody reads them
-        yield Path(stack.enter_context(tempfile.TemporaryDirectory()))
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # the loops have a handler of theirs
+    with contextlib.redirect_stdout(None), tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 def fit(net, loss_fn, crops, steps, lr, batch, clip=math.inf, every=10**9, score=None):
@@ -192,32 +192,47 @@ def style_net(real, padding, norm, seed):
     return net.eval(), perceptual
 
 
-def seg_net(seed, name="unet"):
+def seg_net(seed, name="unet", classes=1):
     torch.manual_seed(seed)
-    net = seg.Segmenter(name, 18, 128, 2)
+    net = seg.Segmenter(name, 18, 64, 64)
+    if classes > 1:
+        net.head[4] = seg.up(64, classes)
     return net.to(DEVICE, memory_format=torch.channels_last)
 
 
 def seg_split(data, size, seed):
     """[(photo, mask)] to train, the same to validate: every fifth car, others for each seed."""
     pairs = data.cars[size]
-    groups = sorted({pair[0] for pair in pairs})
-    order = {group: f"{(i + seed) % len(groups):05}" for i, group in enumerate(groups)}
+    names = sorted({pair[0] for pair in pairs})
+    order = {name: f"{(i + seed) % len(names):05}" for i, name in enumerate(names)}
     with quiet():
-        return seg.split([(order[pair[0]], *pair[1:]) for pair in pairs])[:2]
+        return seg.split([(order[name], *pair) for name, *pair in pairs])
 
 
-def seg_train(net, splits, steps, seed, weights="random", frozen=0, classes="0 1"):
-    """seg.py's loop over {size: split}, `steps` at each size: seconds."""
-    args = seg.get_args(["--steps", str(steps), "--batch-size", str(scaled(16)), "--weights",
-                         weights, "--eval-every", "1000000"])
-    args.bf16, args.classes = BF16, classes
-    crops = seg.Crops({n: (train, val[:1]) for n, (train, val) in splits.items()},
-                      steps * args.batch_size, seed)
-    with quiet() as folder:
-        start = time.perf_counter()
-        seg.train(net, crops, folder / "unet.pt", frozen, args)
-        return time.perf_counter() - start
+def seg_train(net, splits, steps, seed, ratios=(1, 1, 1), frozen=0, loss_fn=seg.pixel_loss):
+    """`steps` at each size of {size: split}: seconds. ratios: of the rates of early layers, late
+    ones and the head; the first `frozen` steps train the head alone. All as seg.py does it."""
+    parts = (net.encoder[:6], net.encoder[6:], net.head)
+    optimizer = torch.optim.Adam([{"params": part.parameters()} for part in parts])
+    batch = scaled(16)
+    start = time.perf_counter()
+    for size, (pairs, _) in splits.items():
+        net.config["size"] = size
+        crops = seg.Crops(pairs, size, seed)
+        for step in range(steps):
+            items = [crops[step * batch + i] for i in range(batch)]
+            x, y = torch.utils.data.default_collate(items)
+            net.train()
+            net.encoder.train(ratios[0] == 1)
+            net.encoder.requires_grad_(step >= frozen)
+            for group, ratio in zip(optimizer.param_groups, ratios):
+                group["lr"] = ratio * learning_rate(step, steps, 6e-3)
+            loss = loss_fn(net(x.to(DEVICE)), y.to(DEVICE))
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(net.parameters(), 1)
+            optimizer.step()
+    return time.perf_counter() - start
 
 
 def pace(run):
@@ -237,14 +252,14 @@ def steps_in(seconds, run):
 
 # What is measured
 
-def period_2(out, y):
+def period_2(out, y, border=16):
     """RMS of the error at the frequencies of a checkerboard, in grey levels of 255.
 
     out, y: (B, 3, H, W). Of the Hann-windowed spectrum, the 3 x 3 bins around a period of 2 px
     along rows, along columns and along both: there a flat colour lands that is enlarged unevenly.
     """
-    side = min(out.shape[2:]) // 2 * 2 - 32
-    error = 255 * (out - y)[..., 16:16 + side, 16:16 + side]  # without the borders
+    side = min(out.shape[2:]) // 2 * 2 - 2 * border
+    error = 255 * (out - y)[..., border:border + side, border:border + side]
     hann = torch.hann_window(side, device=out.device)
     window = torch.outer(hann, hann)
     power = torch.fft.fft2(error * window).abs().square() / window.square().sum() / side**2
@@ -256,9 +271,9 @@ def period_2(out, y):
 
 @torch.no_grad()
 def flat(net):
-    """period_2 of a net's picture of flat colours."""
+    """period_2 of a net's picture of flat colours, where it does not see their borders."""
     x = torch.rand(16, 3, 1, 1, generator=torch.Generator().manual_seed(0)).to(DEVICE)
-    return period_2(net(x.expand(-1, -1, 48, 48)), x.expand(-1, -1, 96, 96))
+    return period_2(net(x.expand(-1, -1, 80, 80)), x.expand(-1, -1, 160, 160), border=32)
 
 
 def psnr(net, data):
@@ -275,7 +290,7 @@ def dice(net, val, band=0):
             side = 2 * band + 1
             grown, shrunk = (s * F.max_pool2d(s * y, side, 1, band) for s in (1, -1))
             near = grown != shrunk
-        y, pred = y.bool() & near, torch.from_numpy(seg.predict(net, photo, BF16)).bool() & near
+        y, pred = y.bool() & near, torch.from_numpy(seg.predict(net, photo)) & near
         scores.append((2 * (y & pred).sum() / (y.sum() + pred.sum())).nan_to_num(1).item())
     return statistics.mean(scores)
 
@@ -424,7 +439,7 @@ def scores_of(net, data, vgg):
 def pattern(net):
     """RMS, in grey levels, of a net's picture of flat colours minus its own 5 x 5 mean."""
     x = torch.rand(8, 3, 1, 1, generator=torch.Generator().manual_seed(0)).to(DEVICE)
-    out = 255 * net(x.expand(-1, -1, 40, 40))[..., 24:-24, 24:-24]
+    out = 255 * net(x.expand(-1, -1, 48, 48))[..., 32:-32, 32:-32]  # which sees no border
     fine = out[..., 2:-2, 2:-2] - F.avg_pool2d(out, 5, stride=1)
     return fine.square().mean().sqrt().item()
 
@@ -617,14 +632,20 @@ def mask_resize(data, seed):
     def resized(pairs, method):
         return [(photo.resize((64, 64), Image.BILINEAR),
                  three(photo, mask).resize((64, 64), method)) for photo, mask in pairs]
+    def loss_fn(logits, y):
+        return F.cross_entropy(logits, y[:, 0].long())
+
     (train, val), accuracy = seg_split(data, 128, seed), []
     val = resized(val, Image.NEAREST)
     for method in Image.NEAREST, Image.BILINEAR:
-        torch.manual_seed(seed)
-        net = seg.Segmenter("unet", 18, 128, 3).to(DEVICE, memory_format=torch.channels_last)
-        seg_train(net, {64: (resized(train, method), val)}, scaled(80), seed, classes="0 1 2")
-        args = SimpleNamespace(classes="0 1 2", bf16=BF16)
-        accuracy.append(seg.metrics(seg.evaluate(net, val, args))[0])
+        net = seg_net(seed, classes=3)
+        seg_train(net, {64: (resized(train, method), val)}, scaled(80), seed, loss_fn=loss_fn)
+        right = []
+        for photo, mask in val:
+            with torch.no_grad():
+                logits = net.eval()(seg.to_tensor(photo)[None].to(DEVICE))
+            right.append((logits[0].argmax(0).cpu().numpy() == np.array(mask)).mean())
+        accuracy.append(statistics.mean(right))
     return {"accuracy: nearest / bilinear": (*accuracy, "higher")}
 
 
@@ -633,14 +654,10 @@ def encoder(real):
     """Weights of a pretrained encoder: of ImageNet's file or, generated, of cars used nowhere."""
     net = seg_net(99)
     if real:
-        state = torch.hub.load_state_dict_from_url(
-            f"https://download.pytorch.org/models/{seg.FILES[18]}", check_hash=True,
-            weights_only=True)
-        net.encoder.load_state_dict({k: v for k, v in state.items() if k[:3] != "fc."})
+        net.encoder.load_state_dict(seg.load_resnet(18))
     else:
-        pairs = [pair for i in range(1000, 1000 + scaled(20, 2))
-                 for pair in seg.car(np.random.default_rng([0, i]), 64)]
-        seg_train(net, {64: (pairs, pairs[:1])}, scaled(120), 99)
+        pairs = [pair for _, *pair in generated_cars(1000, scaled(20, 2), 64)]
+        seg_train(net, {64: (pairs, pairs)}, scaled(120), 99)
     return net.encoder.state_dict()
 
 
@@ -648,16 +665,16 @@ def freeze(data, seed):
     """Freezing first, then rates by depth, beats training all at once (pretrained encoder)"""
     sides, steps = seg_split(data, 64, seed), scaled(60)
 
-    def run(steps, weights, frozen):
+    def run(steps, ratios, frozen):
         net = seg_net(seed)
         net.encoder.load_state_dict(encoder(data.real))
-        return net, seg_train(net, {64: sides}, steps, seed, weights, frozen)
-    net, seconds = run(steps, "pretrained", steps // 4)
+        return net, seg_train(net, {64: sides}, steps, seed, ratios, frozen)
+    net, seconds = run(steps, (0.01, 0.1, 1), steps // 4)
     ours, rows = dice(net, sides[1]), {}
-    for weights, what in (("pretrained", "never frozen"),
-                          ("random", "never frozen, one rate, BatchNorm too")):
-        n, _ = steps_in(seconds, lambda n: run(n, weights, 0)[1])
-        net, control = run(n, weights, 0)
+    for ratios, what in (((0.01, 0.1, 1), "never frozen"),
+                         ((1, 1, 1), "never frozen, one rate, BatchNorm too")):
+        n, _ = steps_in(seconds, lambda n: run(n, ratios, 0)[1])
+        net, control = run(n, ratios, 0)
         rows[f"Dice: frozen first / {what}"] = (ours, dice(net, sides[1]), "higher")
         rows[f"seconds: frozen first / {what}"] = (seconds, control, "time")
     return rows
@@ -769,14 +786,15 @@ def get_args(argv=None):
 
 
 def main(argv=None):
-    global FRACTION, DEVICE, BF16
+    global FRACTION, DEVICE
     args = get_args(argv)
     folder, FRACTION = os.environ.get("LESSON_DATA"), args.fraction
     if folder:
         missing = [name for name in REAL if not (ROOT / folder / name).exists()]
         sr.check(not missing, f"LESSON_DATA: {ROOT / folder} has no {' '.join(missing)}")
         os.environ["TORCH_HOME"] = str(ROOT / folder / "torch_home")
-    DEVICE, BF16 = seg.get_device("auto")
+    if torch.accelerator.is_available():
+        DEVICE = torch.accelerator.current_accelerator()
     sets = [False, True] if folder else [False]
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; mean ± standard "
           f"deviation of {args.seeds} seeds" + "; real data in the second columns" * bool(folder))

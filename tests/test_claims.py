@@ -24,7 +24,7 @@ def test_period_2_sees_a_checkerboard_and_nothing_smooth():
 def test_flat_measures_a_net():
     class Uneven(nn.Module):
         def forward(self, x):
-            out = torch.zeros(*x.shape[:2], 96, 96) + x[..., :1, :1]
+            out = torch.zeros(*x.shape[:2], 160, 160) + x[..., :1, :1]
             out[..., ::2] += 4 / 255
             return out
     assert claims.flat(Uneven()) == pytest.approx(2, rel=0.01)  # 4 in every second column: +-2
@@ -32,11 +32,11 @@ def test_flat_measures_a_net():
 
 
 def test_dice_near_the_border(monkeypatch):
-    truth = np.zeros((40, 40), np.uint8)
-    truth[10:30, 10:30] = 1
+    truth = np.zeros((40, 40), bool)
+    truth[10:30, 10:30] = True
     pred = truth.copy()
     pred[18:22, 18:22] = 0  # a hole in the middle, more than 3 px from the border
-    val = [(Image.new("RGB", (40, 40)), Image.fromarray(truth))]
+    val = [(Image.new("RGB", (40, 40)), Image.fromarray(truth).convert("L").point(bool))]
     monkeypatch.setattr(claims.seg, "predict", lambda *_: pred)
     assert claims.dice(None, val) == pytest.approx(2 * 384 / (400 + 384))
     assert claims.dice(None, val, band=3) == 1
@@ -78,7 +78,7 @@ def test_no_effect_seldom_says_yes():
 
 
 def test_the_split_has_no_car_on_both_sides_and_differs_by_seed():
-    pairs = [(f"car {i // 16}", "file", Image.new("RGB", (32, 32), (i // 16, 0, 0)),
+    pairs = [(f"car {i // 16}", Image.new("RGB", (32, 32), (i // 16, 0, 0)),
               Image.fromarray(np.arange(1024).reshape(32, 32).astype(np.uint8) % 2))
              for i in range(160)]
     data = claims.SimpleNamespace(cars={32: pairs})
