@@ -111,7 +111,7 @@ def run_two_ranks(folder):
 
 
 # These take longest and mostly wait for processes to start: they run beside the other tests, in
-# this order, and the tests that read what they print come last. It saves a third of the time.
+# this order, and the tests that read what they print come last.
 RUNS = {
     "sr": run_two_ranks,
     "readme": lambda folder: run(folder, f"{ROOT}/tests/test_readme.py", f"{folder}"),
