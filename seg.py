@@ -37,11 +37,11 @@ def get_args(argv=None):
     add("--model", nargs="+", default=["simple", "unet"], choices=[*HEADS])
     add("--encoder", type=int, default=18, choices=(18, 34), help="depth of the ResNet")
     add("--nf", type=int, default=64, help="feature channels of the head")
-    add("--steps", type=int, default=200, help="training steps at each size")
+    add("--steps", type=int, default=180, help="training steps at each size")
     add("--batch-size", type=int, default=16, help="crops a step")
     add("--lr", type=float, default=6e-3, help="highest learning rate")
     add("--weights", default="pretrained", choices=("pretrained", "random"))
-    add("--eval-every", type=int, default=100, help="steps between validations")
+    add("--eval-every", type=int, default=180, help="steps between validations")
     add("--device", default=device, choices={"cpu", device})
     add("--resume", action="store_true", help="the same command again: go on")
     add = parser.add_argument_group("use").add_argument
@@ -55,7 +55,7 @@ def check(condition, sentence):  # for what the user can mend: no traceback
         raise SystemExit(sentence)
 
 # %% 2. Data: photos with masks or, where there are none, generated cars
-FOLDERS = {"train": "train_masks", "images": "masks"}  # of photos: of masks
+FOLDERS = {"train": "train_masks", "images": "masks"}  # photos: masks
 
 def open_mask(path):  # mode L: 0, or 1 where the object is
     mask = Image.open(path)
@@ -274,7 +274,7 @@ def load_checkpoint(path, net=None):
         raise SystemExit(f"{path} is no checkpoint for this: {error!r:.200}") from None
 
 def train(model, ratios, path, steps, crops, pairs, args):
-    """Train to `steps`. Every --eval-every steps, and at the end, validate and save."""
+    """Train to `steps`, with rates in these ratios; every --eval-every steps validate and save."""
     early = {"params": model.encoder[:6].parameters()}
     late = {"params": model.encoder[6:].parameters()}
     head = {"params": model.head.parameters()}
