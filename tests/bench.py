@@ -30,7 +30,7 @@ def medians(*functions):
     """Median seconds of each function, called in turns after one warm-up."""
     times = [[] for _ in functions]
     for round_ in range(ROUNDS + 1):
-        for function, seconds in zip(functions, times):
+        for function, seconds in zip(functions, times, strict=True):
             start = time.perf_counter()
             function()
             if round_:

@@ -1,24 +1,22 @@
-"""tests/claims.py: what it measures, how it judges, and that every experiment runs."""
+"""tests/claims: what it measures, how it judges, and that every experiment runs."""
 import re
 
 import numpy as np
 import pytest
 import torch
+from claims import lab, report, segmentation
 from PIL import Image
-from torch import nn
-
-import claims
 from test_seg import LightBlock
-
+from torch import nn
 
 def test_period_2_sees_a_checkerboard_and_nothing_smooth():
     y = torch.full((2, 3, 96, 96), 0.5)
     h, w = torch.meshgrid(torch.arange(96), torch.arange(96), indexing="ij")
     board, stripes = (10 / 255 * (-1.0) ** t for t in (h + w, w))
     for pattern in (board, stripes):
-        assert claims.period_2(y + pattern, y) == pytest.approx(10, rel=0.01)
+        assert lab.period_2(y + pattern, y) == pytest.approx(10, rel=0.01)
     slow = 10 / 255 * torch.sin(h / 8)
-    assert claims.period_2(y + slow, y) < 0.01 and claims.period_2(y, y) == 0
+    assert lab.period_2(y + slow, y) < 0.01 and lab.period_2(y, y) == 0
 
 
 def test_flat_measures_a_net():
@@ -27,8 +25,8 @@ def test_flat_measures_a_net():
             out = torch.zeros(*x.shape[:2], 160, 160) + x[..., :1, :1]
             out[..., ::2] += 4 / 255
             return out
-    assert claims.flat(Uneven()) == pytest.approx(2, rel=0.01)  # 4 in every second column: +-2
-    assert claims.flat(nn.Upsample(scale_factor=2)) < 1e-4
+    assert lab.flat(Uneven()) == pytest.approx(2, rel=0.01)  # 4 in every second column: +-2
+    assert lab.flat(nn.Upsample(scale_factor=2)) < 1e-4
 
 
 def test_dice_near_the_border(monkeypatch):
@@ -37,11 +35,11 @@ def test_dice_near_the_border(monkeypatch):
     pred = truth.copy()
     pred[18:22, 18:22] = 0  # a hole in the middle, more than 3 px from the border
     val = [(Image.new("RGB", (40, 40)), Image.fromarray(truth).convert("L").point(bool))]
-    monkeypatch.setattr(claims.seg, "predict", lambda *_: pred)
-    assert claims.dice(None, val) == pytest.approx(2 * 384 / (400 + 384))
-    assert claims.dice(None, val, band=3) == 1
+    monkeypatch.setattr(segmentation.seg, "predict", lambda *_: pred)
+    assert segmentation.dice(None, val) == pytest.approx(2 * 384 / (400 + 384))
+    assert segmentation.dice(None, val, band=3) == 1
     pred[10, 10:30] = 0
-    assert claims.dice(None, val, band=3) < 0.98
+    assert segmentation.dice(None, val, band=3) < 0.98
 
 
 YES, OPPOSITE = ([1, 1.1, 0.9], [2, 2.2, 1.9], "lower"), ([1, 1.1, 0.9], [2, 2.2, 1.9], "higher")
@@ -57,22 +55,22 @@ UNCLEAR = [2, 2.1, 0.8], [1, 1.1, 0.9], "higher"
     (([1, 1], [1, 2], "same"), "opposite"), (([10, 10], [11, 9], "time"), "yes"),
     (([10, 10], [13, 12], "time"), "no")])
 def test_verdict(row, word):
-    assert claims.verdict(*row) == word
+    assert report.verdict(*row) == word
 
 
 def test_summary():
-    assert claims.summary({"a": YES, "b": YES}) == "holds"
-    assert claims.summary({"a": OPPOSITE, "b": UNCLEAR}) == "does not hold: opposite for a"
-    assert claims.summary({"b": UNCLEAR}) == "unclear"
-    assert claims.summary({"a": OPPOSITE, "b": YES}) == "holds only for b"
+    assert report.summary({"a": YES, "b": YES}) == "holds"
+    assert report.summary({"a": OPPOSITE, "b": UNCLEAR}) == "does not hold: opposite for a"
+    assert report.summary({"b": UNCLEAR}) == "unclear"
+    assert report.summary({"a": OPPOSITE, "b": YES}) == "holds only for b"
     equal, longer = ([10, 10], [11, 9], "time"), ([10, 10], [20, 20], "time")
-    assert claims.summary({"a": YES, "seconds": equal}) == "holds"
-    assert claims.summary({"a": YES, "seconds": longer}) == "unclear: the times were not equal"
+    assert report.summary({"a": YES, "seconds": equal}) == "holds"
+    assert report.summary({"a": YES, "seconds": longer}) == "unclear: the times were not equal"
 
 
 def test_no_effect_seldom_says_yes():
     rng = np.random.default_rng(0)
-    words = [claims.verdict([*rng.normal(size=3)], [*rng.normal(size=3)], "lower")
+    words = [report.verdict([*rng.normal(size=3)], [*rng.normal(size=3)], "lower")
              for _ in range(2000)]
     assert 0.03 < words.count("yes") / 2000 < 0.07
 
@@ -81,11 +79,11 @@ def test_the_split_has_no_car_on_both_sides_and_differs_by_seed():
     pairs = [(f"car {i // 16}", Image.new("RGB", (32, 32), (i // 16, 0, 0)),
               Image.fromarray(np.arange(1024).reshape(32, 32).astype(np.uint8) % 2))
              for i in range(160)]
-    data = claims.SimpleNamespace(cars={32: pairs})
+    data = lab.SimpleNamespace(cars={32: pairs})
     kept = []
     for seed in (0, 1):
         train, val = ({photo.getpixel((0, 0)) for photo, _ in side}
-                      for side in claims.seg_split(data, 32, seed))
+                      for side in segmentation.split(data, 32, seed))
         assert len(train) == 8 and len(val) == 2 and not train & val
         kept.append(val)
     assert not kept[0] & kept[1]
@@ -94,22 +92,22 @@ def test_the_split_has_no_car_on_both_sides_and_differs_by_seed():
 def test_steps_that_take_as_long_even_after_a_stall():
     def seconds(n):
         return 3 + 0.5 * n
-    n, a_step = claims.steps_in(20, seconds)
+    n, a_step = lab.steps_in(20, seconds)
     assert n == 34 and a_step == pytest.approx(0.5) and seconds(n) == 20
     stalled = iter([4, 100, 11, 4])  # to warm up, 4 steps, 16 steps, 2 steps
-    n, _ = claims.steps_in(20, lambda n: next(stalled))
+    n, _ = lab.steps_in(20, lambda n: next(stalled))
     assert 34 < n < 100
 
 
 def test_an_unknown_claim():
     with pytest.raises(SystemExit, match="no claim nonsense: there are icnr"):
-        claims.main(["nonsense"])
+        report.main(["nonsense"])
 
 
 def test_every_experiment_runs(claims_output):
     """On a hundredth of the steps and the data: numbers for all, which say nothing."""
-    for name, claim in claims.CLAIMS.items():
-        block = re.search(rf"^{name}: {re.escape(claim.__doc__)} .*?data, \d+ s: (.*?)$",
+    for name, claim in report.CLAIMS.items():
+        block = re.search(rf"^\d+ {name}: {re.escape(claim.__doc__)} .*?data, \d+ s: (.*?)$",
                           claims_output, re.M | re.S)
         assert block, name
         assert re.match("holds|unclear|does not hold", block[1]), name
@@ -117,5 +115,5 @@ def test_every_experiment_runs(claims_output):
 
 
 if __name__ == "__main__":  # what claims_output is made of
-    claims.seg.BasicBlock = LightBlock
-    claims.main(["--seeds", "1", "--fraction", "0.01"])
+    segmentation.seg.BasicBlock = LightBlock
+    report.main(["--seeds", "1", "--fraction", "0.01"])

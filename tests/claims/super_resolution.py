@@ -1,0 +1,284 @@
+"""Lesson 1. Each claim takes the data and a seed, and returns {"what: with / without": (with,
+without, what "with" is said to be: lower, higher, same or, where both had to take as long, time)}.
+
+Unless a claim says otherwise: x2, 16 channels, 4 blocks, 16 crops of 48 px a step.
+"""
+import copy
+import statistics
+import time
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import ImageOps
+from torch import nn
+
+import sr
+from claims.lab import flat, pace, scaled, seconds, steps_in, steps_of
+from common import VGGFeatures
+
+def new(seed, scale=2, blocks=4, kind=sr.SrResnet):
+    torch.manual_seed(seed)
+    return kind(scale, 16, blocks).to(memory_format=torch.channels_last)
+
+
+def random_tail(net, seed):
+    """sr.py's tail of zeros hides at first what is before it."""
+    torch.manual_seed(seed)
+    nn.init.normal_(net.tail.weight, std=0.1)
+    return net
+
+
+def training(net, data, steps, seed, lr=3e-3, loss_fn=sr.pixel_loss):
+    """A generator of steps, see lab.steps_of."""
+    crops = sr.Crops(data.photos, 24 * net.scale, net.scale, seed)
+    return steps_of(net, lambda net, batch: loss_fn(net(batch[0]), batch[1]), crops, steps, lr,
+                    scaled(16), clip=0.1)
+
+
+def train(*args, **kwargs):
+    return seconds(training(*args, **kwargs))
+
+
+def pairs_of(data, scale):
+    return [sr.make_pair(photo.crop((0, 0, 128, 128)), scale) for photo in data.val]
+
+
+def scores(net, data):
+    """Mean PSNR, SSIM and sharpness of the validation photos."""
+    enlarge = partial(sr.enlarge, net.eval())
+    return sr.evaluate(enlarge, pairs_of(data, net.scale)).nanmean(0).tolist()
+
+
+def psnr(net, data):
+    return scores(net, data)[0]
+
+
+# How to enlarge
+
+def icnr(data, seed):
+    """ICNR removes the checkerboard at the start, and less of it is left after training"""
+    what = "checkerboard on flat colours"
+    rows = {}
+    for tail in "random", "zero":
+        with_icnr, without = new(seed), new(seed)
+        nn.init.kaiming_normal_(without.upsample[0].weight)
+        if tail == "random":
+            random_tail(with_icnr, seed)
+            random_tail(without, seed)
+            rows[f"{what}, start: ICNR / without"] = flat(with_icnr), flat(without), "lower"
+        train(with_icnr, data, scaled(200), seed)
+        train(without, data, scaled(200), seed)
+        rows[f"{what}, 200 steps, {tail} tail: ICNR / without"] = (
+            flat(with_icnr), flat(without), "lower")
+    return rows
+
+
+def transposed(data, seed):
+    """Transposed convolution makes checkerboards; nearest + conv, pixel shuffle + ICNR make less"""
+    def enlarging_by(upsample=None):
+        net = new(seed)
+        net.upsample = upsample() if upsample else net.upsample
+        return random_tail(net, seed)
+
+    nets = {
+        "transposed": enlarging_by(lambda: nn.ConvTranspose2d(16, 16, 3, 2, 1, output_padding=1)),
+        "nearest": enlarging_by(lambda: nn.Sequential(nn.Upsample(scale_factor=2),
+                                                      sr.conv(16, 16))),
+        "shuffle": enlarging_by()}
+    rows = {}
+    for when, steps in ("start", 0), ("200 steps", scaled(200)):
+        for net in nets.values():
+            train(net, data, steps, seed)
+        for kind in "nearest", "shuffle":
+            rows[f"checkerboard on flat colours, {when}: {kind} / transposed"] = (
+                flat(nets[kind]), flat(nets["transposed"]), "lower")
+    return rows
+
+
+class EnlargeFirst(sr.SrResnet):
+    """As in SRCNN and VDSR: bicubic first, and all convolutions at full size."""
+
+    def forward(self, x):
+        x = F.interpolate(x, scale_factor=self.scale, mode="bicubic", antialias=True)
+        return self.tail(self.body(x)) + x
+
+
+def upsample_last(data, seed):
+    """Convolving first and enlarging last costs less than the other way round"""
+    last = new(seed)
+    first = new(seed, kind=EnlargeFirst)
+    ms_last = 1e3 * pace(lambda steps: train(new(seed), data, steps, seed))
+    duration = train(last, data, scaled(300), seed)
+    steps, a_step = steps_in(
+        duration, lambda steps: train(new(seed, kind=EnlargeFirst), data, steps, seed))
+    control = train(first, data, steps, seed)
+    return {"ms a step: enlarging last / first": (ms_last, 1e3 * a_step, "lower"),
+            "PSNR in the time of 300 steps: last / first": (
+                psnr(last, data), psnr(first, data), "higher"),
+            "seconds: last / first": (duration, control, "time")}
+
+
+# What a block is made of
+
+class Unscaled(nn.Sequential):
+    def forward(self, x):
+        return x + super().forward(x)
+
+
+def with_norms(conv1, relu, conv2):  # as in SRResNet (Ledig 2017)
+    return sr.ResBlock(conv1, nn.BatchNorm2d(16), relu, conv2, nn.BatchNorm2d(16))
+
+
+def batchnorm(data, seed):
+    """BatchNorm hurts super-resolution; scaling each branch by 0.1 steadies high rates"""
+    def trained(block, lr):
+        net = new(seed, blocks=8)
+        for i in range(1, 9):
+            net.body[i] = block(*net.body[i])
+        train(net, data, scaled(200), seed, lr)
+        return psnr(net, data)
+
+    ours = {lr: trained(sr.ResBlock, lr) for lr in (3e-3, 3e-2)}
+    rows = {"PSNR: without / with BatchNorm": (ours[3e-3], trained(with_norms, 3e-3), "higher")}
+    for lr in ours:
+        rows[f"PSNR, rate {lr:g}: branch x 0.1 / x 1"] = ours[lr], trained(Unscaled, lr), "higher"
+    return rows
+
+
+class NotAdded(sr.SrResnet):
+    def forward(self, x):
+        return self.tail(self.upsample(self.body(x)))
+
+
+def add_bicubic(data, seed):
+    """Adding the bicubic enlargement speeds the start"""
+    most = scaled(300)
+    bicubic = sr.evaluate(partial(ImageOps.scale, factor=2), pairs_of(data, 2))[:, 0].nanmean()
+
+    def steps_to_beat_bicubic(net):
+        for step in training(net, data, most, seed):
+            if step % 10 == 0 and psnr(net, data) > bicubic + 0.1:
+                return step
+        return most
+
+    zero = steps_to_beat_bicubic(new(seed))
+    random = steps_to_beat_bicubic(random_tail(new(seed), seed))
+    control = steps_to_beat_bicubic(random_tail(new(seed, kind=NotAdded), seed))
+    what = "steps to bicubic + 0.1 dB (300 at most)"
+    return {f"{what}: added to a zero tail / not added": (zero, control, "lower"),
+            f"{what}: added to a random tail / not added": (random, control, "lower")}
+
+
+# The feature loss
+
+def relu3_3_distance(net, data, vgg):
+    total = 0
+    for low, high in pairs_of(data, net.scale):
+        with torch.no_grad():
+            have = vgg(sr.to_tensor(sr.enlarge(net, low))[None])["relu3_3"]
+            want = vgg(sr.to_tensor(high)[None])["relu3_3"]
+        total += ((have - want).abs().sum() / want.abs().sum()).item()
+    return total / len(data.val)
+
+
+@torch.no_grad()
+def pattern(net):
+    """RMS, in grey levels, of a net's picture of flat colours minus its own 5 x 5 mean."""
+    x = torch.rand(8, 3, 1, 1, generator=torch.Generator().manual_seed(0))
+    out = 255 * net(x.expand(-1, -1, 48, 48))[..., 32:-32, 32:-32]  # which sees no border
+    fine = out[..., 2:-2, 2:-2] - F.avg_pool2d(out, 5, stride=1)
+    return fine.square().mean().sqrt().item()
+
+
+def refined(start, data, seed, loss_fn):
+    """The same net, trained on for 60 steps."""
+    net = copy.deepcopy(start)
+    train(net, data, scaled(60), seed + 1000, 2e-3, loss_fn)
+    return net
+
+
+def feature_loss(data, seed):
+    """A feature loss lowers PSNR and the feature distance, and sharpens (one net, equal steps)"""
+    vgg = VGGFeatures(sr.FEATURE_WEIGHTS, data.weights)
+    start = new(seed)
+    train(start, data, scaled(400), seed)
+    feature = refined(start, data, seed, partial(sr.feature_loss, vgg))
+    pixel = refined(start, data, seed, sr.pixel_loss)
+    a, b = scores(feature, data), scores(pixel, data)
+    distances = relu3_3_distance(feature, data, vgg), relu3_3_distance(pixel, data, vgg)
+    return {"PSNR: feature / pixel loss": (a[0], b[0], "lower"),
+            "distance on relu3_3: feature / pixel loss": (*distances, "lower"),
+            "sharpness: feature / pixel loss": (a[2], b[2], "higher")}
+
+
+def average_pools(data, seed):
+    """Average pools in the VGG of a feature loss leave less of a pattern than max pools do"""
+    average = VGGFeatures(sr.FEATURE_WEIGHTS, data.weights, pool=nn.AvgPool2d)
+    maximum = VGGFeatures(sr.FEATURE_WEIGHTS, data.weights, pool=nn.MaxPool2d)  # as it was trained
+    start = new(seed)
+    train(start, data, scaled(300), seed)
+    nets = [refined(start, data, seed, partial(sr.feature_loss, vgg)) for vgg in (average, maximum)]
+    a, b = (scores(net, data) for net in nets)
+    distances = [relu3_3_distance(net, data, maximum) for net in nets]
+    return {"pattern on flat colours: average / max": (*map(pattern, nets), "lower"),
+            "PSNR: average / max": (a[0], b[0], "higher"),
+            "sharpness: average / max": (a[2], b[2], "higher"),
+            "distance on relu3_3: average / max": (*distances, "lower")}
+
+
+def cut_vgg(data, seed):
+    """Cutting VGG at the last layer used saves time and leaves the loss as it is, to the bit"""
+    layers = [*sr.FEATURE_WEIGHTS]
+    side = scaled(96, 32)
+    y = data.squares[np.random.default_rng(seed).permutation(len(data.val))[:4], :, :side, :side]
+
+    def measure(vgg):  # ms; the loss and its gradient
+        times = []
+        for _ in range(scaled(6)):
+            x = y.flip(3).requires_grad_()
+            start = time.perf_counter()
+            have = vgg(x)
+            with torch.no_grad():
+                want = vgg(y)
+            loss = sum(F.l1_loss(have[layer], want[layer]) for layer in layers)
+            loss.backward()
+            times.append(time.perf_counter() - start)
+        return 1e3 * statistics.median(times[1:]), loss.detach(), x.grad
+
+    ms, loss, gradient = measure(VGGFeatures(layers, data.weights))
+    whole, other_loss, other = measure(VGGFeatures([*layers, "relu5_3"], data.weights))
+    different = (loss != other_loss).sum().item() + (gradient != other).sum().item()
+    return {"ms a loss and its gradient: cut / whole": (ms, whole, "lower"),
+            "values of both that differ: cut / none": (different, 0, "same")}
+
+
+# x4 from x2
+
+def x4_from_x2(data, seed):
+    """Starting x4 from x2 with the layers that fit beats starting afresh, in equal time"""
+    steps = scaled(150)
+    x2 = new(seed)
+    before = train(x2, data, scaled(300), seed)
+    net = new(seed + 1000, scale=4)
+    net.load_state_dict(x2.state_dict(), strict=False)
+    net.body.requires_grad_(False)  # a quarter of the steps for the new end alone
+    after = train(net, data, max(1, steps // 4), seed)
+    net.body.requires_grad_(True)
+    after += train(net, data, steps - steps // 4, seed)
+    rows = {}
+    for name, duration in ("x2 at hand", after), ("x2's time counted", before + after):
+        fresh = new(seed + 1000, scale=4)
+        n, _ = steps_in(duration, lambda n: train(new(seed, scale=4), data, n, seed))
+        control = train(fresh, data, n, seed)
+        rows[f"PSNR x4, {name}: from x2 / afresh"] = psnr(net, data), psnr(fresh, data), "higher"
+        rows[f"seconds, {name}: from x2 / afresh"] = duration, control, "time"
+    return rows
+
+
+CLAIMS = {
+    icnr: "Aitken 2017", transposed: "Odena 2016", upsample_last: "Shi 2016",
+    batchnorm: "Lim 2017, 3.1 and 3.2", feature_loss: "Johnson 2016, 4.2",
+    average_pools: "Gatys 2016, 2", add_bicubic: "Kim 2016 (VDSR)",
+    x4_from_x2: "Lim 2017, 3.2; the lesson", cut_vgg: "arithmetic"}
