@@ -471,7 +471,7 @@ def test_what_is_not_finite_is_never_saved(carvana, monkeypatch):
     assert state("out/unet-32px.pt")["step"] == 2
 
 
-def test_it_learns_and_shuffled_labels_teach_less():
+def test_it_learns_and_shuffled_labels_teach_less(light):
     pairs = seg.split(cars(2, 32))[0][:2]
     shuffled = [(photo, pairs[i - 1][1].transpose(Image.Transpose.FLIP_TOP_BOTTOM))
                 for i, (photo, _) in enumerate(pairs)]

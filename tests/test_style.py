@@ -310,7 +310,8 @@ def test_training_lowers_the_loss_on_photos_it_has_not_seen(photos):
 def test_flags_that_change_the_result(photos):
     def weights(*flags):
         out = "_".join(["out", *flags])
-        run(out, "--data", photos, *flags)
+        pictures = ["--style", photos / "01.png", "--content", photos / "02.png"]
+        run(out, "--data", photos, *pictures, "--optimize-steps", "1", *flags)
         return state(f"{out}/network.pt")["model"]["layers.0.0.weight"]
     base = weights()
     for flags in (["--lr", "1e-4"], ["--seed", "2"], ["--batch-size", "3"], ["--size", "36"],
