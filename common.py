@@ -56,7 +56,7 @@ class VGGFeatures(nn.Module):
             channels = VGG_CHANNELS[block - 1]
             for i in range(1, convs + 1):
                 names += [f"conv{block}_{i}", f"relu{block}_{i}"]
-                conv = nn.utils.skip_init(nn.Conv2d, before, channels, 3, padding=1)  # load fills it
+                conv = nn.utils.skip_init(nn.Conv2d, before, channels, 3, padding=1)  # filled below
                 modules += [conv, nn.ReLU(inplace=True)]
                 before = channels
             names.append(f"pool{block}")
