@@ -1,4 +1,5 @@
 """style.py: parity, invariants, learning; the command line, and files that go wrong."""
+import functools
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from torch import nn
 
 import style
 from common import VGGFeatures, gram_matrix
+
+style.painting = functools.cache(style.painting)  # each takes a second, and most tests draw one
+style.landscape = functools.cache(style.landscape)
 
 TINY = ["--steps", "4", "--optimize-steps", "2", "--batch-size", "2", "--size", "32",
         "--content-size", "32", "--nf", "4", "--eval-every", "2", "--device", "cpu",
