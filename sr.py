@@ -149,7 +149,7 @@ class Crops(Dataset):
 # %% 3. Model: EDSR at the lesson's size (Lim et al. 2017, figure 3)
 conv = partial(nn.Conv2d, kernel_size=3, padding=1)
 
-class ResBlock(nn.Sequential):  # without BatchNorm: memory, range (Lim 2017, 3.1)
+class ResBlock(nn.Sequential):  # no BatchNorm: it costs memory and range (Lim 2017)
     def forward(self, x):
         # x 0.1 steadies a deep sum (Lim 2017, 3.2). It cannot live in the kernels: Adam
         # moves all weights by about lr, so kernels a tenth as large would jump.
