@@ -60,10 +60,10 @@ FOLDERS = {"train": "train_masks", "images": "masks"}  # photos: masks
 def open_mask(path):  # mode L: 0, or 1 where the object is
     mask = Image.open(path)
     values = np.unique(mask).tolist()
-    check(mask.mode in ("1", "L", "P") and values[1:] in ([], [1], [255]),
+    check(mask.mode in "1LP" and values in ([0], [1], [255], [0, 1], [0, 255]),
           f"{path}, mode {mask.mode}, holds {values[:9]}: it takes one channel of 8 "
           "bits, or a palette, with 0 and 1, or 0 and 255")
-    return Image.fromarray(np.array(mask) > 0).convert("L").point(bool)
+    return Image.fromarray(np.uint8(np.array(mask) > 0))
 
 def car(seed, number):  # photo and mask; every 16 numbers are one car that turns
     rng = np.random.default_rng([seed, number // 16])
@@ -72,7 +72,7 @@ def car(seed, number):  # photo and mask; every 16 numbers are one car that turn
     rng = np.random.default_rng([seed, number, 1])
     tilt, zoom, left, top = rng.uniform((0.2, 90, 115, 140), (0.5, 120, 140, 165))
     image = Image.new("RGBA", (256, 256))
-    for radius in 300 * 0.96 ** np.arange(120):  # clutter, ever smaller
+    for radius in 300 * 0.96 ** np.arange(120):  # clutter; alpha: the mask
         points = rng.uniform(0, 256, 2) + radius * rng.uniform(-1, 1, (6, 2))
         ImageDraw.Draw(image).polygon([*points.flat], (*rng.integers(64, 192, 3), 0))
     angles = math.pi / 8 * number + np.array([0.4, 2.7, 3.5, 5.9])  # corners
@@ -190,7 +190,7 @@ class UpBlock(nn.Module):  # (B, before, H, W) -> (B, nf, 2H, 2W), half from a s
         super().__init__()
         self.skip = SaveFeatures(layer)
         self.up = up(before, nf // 2)
-        self.conv = nn.Conv2d(channels, nf // 2, 1)
+        self.conv = nn.Conv2d(channels, nf - nf // 2, 1)
         self.bn = nn.BatchNorm2d(nf)
 
     def forward(self, x):
@@ -231,7 +231,7 @@ class Segmenter(nn.Module):  # (B, 3, H, W) in [0, 1], any size -> (B, 1, H, W)
         return self.head(self.encoder(x))[..., :H, :W]
 
 # %% 4. Loss: is this pixel of the object?
-pixel_loss = F.binary_cross_entropy_with_logits  # of (B, 1, H, W), twice
+pixel_loss = F.binary_cross_entropy_with_logits  # of logits, masks: (B, 1, H, W)
 
 # %% 5. Metric and baseline: accuracy, Dice and IoU, beside background everywhere
 @torch.no_grad()
@@ -289,7 +289,7 @@ def train(model, ratios, path, steps, crops, pairs, args):
     batches = DataLoader(crops, args.batch_size, sampler=rest)
     for step, (x, y) in enumerate(batches, start + 1):
         model.train()
-        model.encoder.train(ratios[0] == 1)  # or it forgets ImageNet
+        model.encoder.train(ratios[0] == 1)  # BatchNorm keeps ImageNet's
         loss = pixel_loss(model(x.to(args.device)), y.to(args.device))
         cosine = 0.5 + 0.5 * math.cos(math.pi * step / steps)  # after a short warm-up
         for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
@@ -328,17 +328,17 @@ def overlay(photo, pred, truth):  # the photo grey, the object blue, errors red
     image[pred != truth] = 255, 0, 0
     return Image.fromarray(image)
 
-def draw_figure(path, models, scores, pairs):
-    """A row a pair: photo | truth | each model, its errors red. The last is the worst."""
-    sheet = Image.new("RGB", (264 * (len(models) + 2), 292 * 3), "white")
-    worst = scores[[*models][-1]][:, 1].argmin()
+def draw_figure(path, nets, scores, pairs):
+    """A row a pair: photo | truth | each net, its errors red. The last is the worst."""
+    sheet = Image.new("RGB", (264 * (len(nets) + 2), 292 * 3), "white")
+    worst = scores[[*nets][-1]][:, 1].argmin()
     for i, number in enumerate([0, len(pairs) // 3, worst]):
         photo, mask = pairs[number]
         truth = np.array(mask) > 0
         row = {"photo" if i < 2 else "the worst": photo, "truth": overlay(photo, truth, truth)}
-        for name, model in models.items():
-            title = f"{name}: Dice {scores[name][number, 1]:.3f}"
-            row[title] = overlay(photo, predict(model, photo), truth)
+        for name, net in nets.items():
+            dice = evaluate(net, [pairs[number]])[0, 1]
+            row[f"{name}: Dice {dice:.3f}"] = overlay(photo, net(photo), truth)
         for j, (title, image) in enumerate(row.items()):
             ImageDraw.Draw(sheet).text((264 * j + 4, 292 * i), title, "black", font_size=22)
             sheet.paste(ImageOps.contain(image, (256, 256)), (264 * j + 4, 292 * i + 28))
@@ -365,15 +365,15 @@ def main(argv=None):
     check(args.batch_size > 1 or min(args.sizes) > 32, "BatchNorm takes --batch-size 2")
     pairs, val = split(find_pairs(args.data, max(256, *args.sizes), args.seed))
     state = None if args.init or args.weights == "random" else load_resnet(args.encoder)
-    ratios = (0.01, 0.1, 1) if state or args.init else (1, 1, 1)
-    stages = [(f"{size}px", size, ratios, args.steps) for size in args.sizes]
+    rates = (0.01, 0.1, 1) if state or args.init else (1, 1, 1)
+    stages = [(f"{size}px", size, rates, args.steps) for size in args.sizes]
     if state:  # first the head alone, as its noise harms the encoder
         stages.insert(0, ("frozen", args.sizes[0], (0, 0, 1), args.steps // 4))
     if (out / "log.csv").exists() and not args.resume:
+        check(out not in Path(args.init or "").parents, "--init is in --out: give another --out")
         print("earlier run kept as", out.rename(f"{out}-{time.strftime('%Y%m%d-%H%M%S')}"))
     out.mkdir(parents=True, exist_ok=True)
-
-    models = {}
+    nets = {}
     for name in args.model:
         torch.manual_seed(args.seed)
         model = Segmenter(name, args.encoder, args.nf, args.sizes[0])
@@ -381,19 +381,19 @@ def main(argv=None):
             model.encoder.load_state_dict(state)
         if args.init:
             load_checkpoint(args.init, model)
-        models[name] = model.to(args.device, memory_format=torch.channels_last)
+        model.to(args.device, memory_format=torch.channels_last)
         for stage, size, ratios, steps in stages:
             model.config["size"] = size
             crops = Crops(pairs, size, args.seed)
             small = [shrink(*pair, size) for pair in val]
             train(model, ratios, out / f"{name}-{stage}.pt", steps, crops, small, args)
-    nets = {"background": lambda photo: np.zeros(photo.size[::-1], bool)}
-    nets |= {name: partial(predict, model) for name, model in models.items()}
-    draw_figure(out / "figure.png", models, compare(nets, small), val)
+        nets[name] = partial(predict, model)
+    background = {"background": lambda photo: np.zeros(photo.size[::-1], bool)}
+    draw_figure(out / "figure.png", nets, compare(background | nets, small), val)
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(errors="backslashreplace")  # for odd file names
     try:
         main()
     except (KeyboardInterrupt, OSError) as error:  # Ctrl-C; no space, no permission
-        raise SystemExit(f"stopped: {str(error) or 'Ctrl-C'}; --resume goes on") from None
+        raise SystemExit(f"stopped: {str(error) or 'Ctrl-C; --resume goes on'}") from None

@@ -396,4 +396,4 @@ if __name__ == "__main__":
     try:
         main()
     except (KeyboardInterrupt, OSError) as error:  # Ctrl-C; no space, no permission
-        raise SystemExit(f"stopped: {str(error) or 'Ctrl-C'}; --resume goes on") from None
+        raise SystemExit(f"stopped: {str(error) or 'Ctrl-C; --resume goes on'}") from None

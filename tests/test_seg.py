@@ -286,6 +286,8 @@ def damage(root, kind):
     mask = np.array(Image.open(path))
     if kind == "soft":
         mask[0, :4] = 128
+    if kind == "bright":  # where a 0 should be
+        mask[mask == 0] = 100
     if kind == "colours":
         mask = np.stack([mask, 0 * mask, mask], axis=2)
     if kind == "16 bits":
@@ -296,7 +298,8 @@ def damage(root, kind):
 
 
 @pytest.mark.parametrize("kind, words", [
-    ("soft", "128, 255"), ("colours", "mode RGB"), ("16 bits", "mode I;16"), ("size", "size")])
+    ("soft", "128, 255"), ("bright", "holds [100, 255]"), ("colours", "mode RGB"),
+    ("16 bits", "mode I;16"), ("size", "size")])
 def test_masks_that_are_none_name_the_file(tmp_path, capsys, kind, words):
     root = write(tmp_path / "a", "images", "masks", ".png", 255)
     path = damage(root, kind)
@@ -339,8 +342,10 @@ def test_checkpoints_that_are_none(trained, capsys):
     torch.save({"model": {}, "config": {"nf": 8}}, "style.pt")
     for name in ("gone.pt", "empty.pt", "style.pt"):
         assert f"{name} is no checkpoint for this" in fails(capsys, "--apply", "a", "--init", name)
-    sentence = fails(capsys, *TINY, "--data", "cars", "--model", "simple", "--init", trained)
-    assert "is no checkpoint for this" in sentence
+    flags = [*TINY, "--data", "cars", "--model", "simple", "--init", trained]
+    assert "is no checkpoint for this" in fails(capsys, *flags, "--out", "out/more")
+    assert "give another --out" in fails(capsys, *flags)  # or it would be renamed with its folder
+    assert trained.exists()
 
 
 @pytest.mark.parametrize("flag, value", [("--encoder", 50), ("--model", "vgg"), ("--steps", "many"),
