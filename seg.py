@@ -70,7 +70,7 @@ def car(seed, number):  # photo and mask; every 16 numbers are one car that turn
     paint = rng.integers(0, 256, 3)
     hood, roof = rng.uniform((0.35, 0.6), (0.5, 0.85))  # heights
     rng = np.random.default_rng([seed, number, 1])
-    tilt, zoom, left, top = rng.uniform((0.2, 90, 115, 140), (0.5, 120, 140, 165))
+    tilt, zoom, x0, y0 = rng.uniform((0.2, 90, 115, 140), (0.5, 120, 140, 165))
     image = Image.new("RGBA", (256, 256))
     for radius in 300 * 0.96 ** np.arange(120):  # clutter; alpha: the mask
         points = rng.uniform(0, 256, 2) + radius * rng.uniform(-1, 1, (6, 2))
@@ -78,8 +78,8 @@ def car(seed, number):  # photo and mask; every 16 numbers are one car that turn
     angles = math.pi / 8 * number + np.array([0.4, 2.7, 3.5, 5.9])  # corners
     for z in np.linspace(0, roof, 99):  # stacked up
         radius = zoom * (1.1 if z < hood else 1.1 - z)
-        x = left + radius * np.cos(angles)
-        y = top - radius * np.sin(angles) * tilt - zoom * z
+        x = x0 + radius * np.cos(angles)
+        y = y0 - radius * np.sin(angles) * tilt - zoom * z
         dark = z < 0.1 or hood < z < roof - 0.05  # tyres, windows
         lit = z == roof or 0 < hood - z < 0.02  # from above
         colour = [50, 50, 50] if dark else paint * (1 if lit else 0.7)
@@ -198,7 +198,7 @@ class UpBlock(nn.Module):  # (B, before, H, W) -> (B, nf, 2H, 2W), half from a s
         return self.bn(F.relu(out))
 
 class UNet(nn.Sequential):
-    """Each size of the encoder joins the same size of the head (Ronneberger 2015, figure 1).
+    """The encoder's sizes join the head's (Ronneberger 2015, figure 1; without its 3 x 3 convs).
     photo    3, H                          1, H
     relu    64, H/2   ------ skip ----->  nf, H/2    ^
     layer1  64, H/4   ------ skip ----->  nf, H/4    |
@@ -274,7 +274,7 @@ def load_checkpoint(path, net=None):
         raise SystemExit(f"{path} is no checkpoint for this: {error!r:.200}") from None
 
 def train(model, ratios, path, steps, crops, pairs, args):
-    """Train to `steps`, with rates in these ratios; every --eval-every steps validate and save."""
+    """Train to `steps`. ratios: of the rates of early layers (to layer2), late ones and the head."""
     early = {"params": model.encoder[:6].parameters()}
     late = {"params": model.encoder[6:].parameters()}
     head = {"params": model.head.parameters()}
