@@ -274,7 +274,7 @@ def load_checkpoint(path, net=None):
         raise SystemExit(f"{path} is no checkpoint for this: {error!r:.200}") from None
 
 def train(model, ratios, path, steps, crops, pairs, args):
-    """Train to `steps`. ratios: of the rates of early layers (to layer2), late ones and the head."""
+    """Train to `steps`. ratios: of the rates of early layers (to layer2), late ones and head."""
     early = {"params": model.encoder[:6].parameters()}
     late = {"params": model.encoder[6:].parameters()}
     head = {"params": model.head.parameters()}
