@@ -3,131 +3,142 @@
 Images are float RGB in [0, 1], shape (B, 3, H, W).
 """
 import socket
+from pathlib import Path
 
 import torch
 from torch import nn
 
-# Convolutions and channels of each block (Simonyan 2015, table 1, columns D and E).
-VGG_CONVS = {16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
-VGG_CHANNELS = (64, 128, 256, 512, 512)
+# The convolutions of each block, and their channels (Simonyan and Zisserman 2015,
+# arXiv 1409.1556, table 1, columns D and E).
+VGG_BLOCKS = {16: [(2, 64), (2, 128), (3, 256), (3, 512), (3, 512)],
+              19: [(2, 64), (2, 128), (4, 256), (4, 512), (4, 512)]}
 VGG_FILES = {16: "vgg16-397923af.pth", 19: "vgg19-dcbb9e9d.pth"}  # torchvision's
+INCLUDED = Path(__file__).resolve().parent / "tests/data/vgg16.pt"
 
 
 class SaveFeatures:
-    """Forward hook that keeps a module's latest output in `.features`; remove() ends that.
+    """Keeps the latest output of a module in `.features`, by a forward hook.
 
-    It keeps a copy, through which gradients flow: in `conv, ReLU(inplace=True)` the ReLU
-    would overwrite what a hook on the conv keeps.
+    A hook is a function that a module calls with its output each time it has run. It reaches
+    into a network without a change to the network's own code. No copy is made: an in-place
+    ReLU behind the module would overwrite what is kept.
     """
 
     def __init__(self, module):
         self.features = None
-        self.handle = module.register_forward_hook(self.save)
+        module.register_forward_hook(self.save)
 
     def save(self, module, inputs, output):
-        self.features = output.clone()
-
-    def remove(self):
-        self.handle.remove()
+        self.features = output
 
 
 class VGGFeatures(nn.Module):
-    """Activations of a frozen VGG, cut after the last layer asked for.
+    """What a frozen VGG sees in a picture: the outputs of some of its layers.
 
-    The cut leaves out what is never looked at. That is above all the fully connected layers:
-    nine tenths of the weights, and the reason why a whole VGG takes one size only.
+    layers: names such as "relu2_1": the ReLU behind the first convolution of block 2
+    weights: "included" (tests/data/vgg16.pt, up to relu4_3), "torchvision" (its own file,
+        downloaded once, half a gigabyte) or "random"
+    depth: 16 or 19
+    pool: nn.AvgPool2d, or nn.MaxPool2d, with which VGG was trained. Its filters still fit, as
+        both pools keep a channel's meaning. Where pixels follow the gradient of a max pool,
+        one of four is reached, which can draw a grid: Gatys 2016, section 2, took averages.
+        Measured here: less of a grid, a little less sharpness (tests/RESULTS.md).
 
-    layers: names such as "relu1_2"
-    weights: "pretrained" (torchvision's) or "random"; depth: 16 or 19
-    pool: nn.AvgPool2d (Gatys 2016, section 2) or VGG's own nn.MaxPool2d. The gradient of a
-        max pool reaches one pixel of four, which draws a grid of period 2 into pictures.
-
-    forward: (B, 3, H, W) in [0, 1] -> {layer: (B, C, H', W')}, float32 or better. Gradients
-    reach x, never the weights. Raises ValueError for an unknown layer, OSError where there is
-    no file, or one that lacks a layer.
+    forward: (B, 3, H, W) in [0, 1] -> {layer: (B, C, H', W')} of x's dtype. Gradients reach x,
+    never the weights. Raises ValueError for a layer that is not there, OSError for a file.
     """
 
-    def __init__(self, layers, weights="pretrained", depth=16, pool=nn.AvgPool2d):
+    def __init__(self, layers, weights="included", depth=16, pool=nn.AvgPool2d):
         super().__init__()
-        names = []
-        modules = []
-        before = 3
-        for block, convs in enumerate(VGG_CONVS[depth], start=1):
-            channels = VGG_CHANNELS[block - 1]
+        modules = {}
+        channels_in = 3
+        for block, (convs, channels) in enumerate(VGG_BLOCKS[depth], start=1):
             for i in range(1, convs + 1):
-                names += [f"conv{block}_{i}", f"relu{block}_{i}"]
-                conv = nn.utils.skip_init(nn.Conv2d, before, channels, 3, padding=1)  # filled below
-                modules += [conv, nn.ReLU(inplace=True)]
-                before = channels
-            names.append(f"pool{block}")
-            modules.append(pool(2))
-        unknown = [name for name in layers if name not in names]
-        if unknown or not layers:
-            raise ValueError(f"VGG{depth} has no layer {unknown}; it has {' '.join(names)}")
-        self.names = names[:max(names.index(name) for name in layers) + 1]
-        self.features = nn.Sequential(*modules[:len(self.names)])  # keys as torchvision's
+                modules[f"conv{block}_{i}"] = nn.Conv2d(channels_in, channels, 3, padding=1)
+                modules[f"relu{block}_{i}"] = nn.ReLU()
+                channels_in = channels
+            modules[f"pool{block}"] = pool(2)
+        names = list(modules)
+        if not layers or not set(layers) <= set(names):
+            raise ValueError(f"VGG{depth} has no {' '.join(layers)}; it has {' '.join(names)}")
 
-        # The statistics of the ImageNet photos that VGG was trained on.
-        mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
-        self.register_buffer("mean", mean.view(3, 1, 1), persistent=False)
-        self.register_buffer("std", std.view(3, 1, 1), persistent=False)
-        self.load(weights, depth)
-        self.eval().requires_grad_(False)
-        unique = dict.fromkeys(layers)  # a layer named twice is hooked once
-        self.saved = {n: SaveFeatures(self.features[names.index(n)]) for n in unique}
+        # What lies behind the last layer asked for is left out, above all the fully connected
+        # layers: nine tenths of the weights, and why the paper's VGG takes one size only.
+        end = max(names.index(name) for name in layers) + 1
+        if weights == "included" and (depth != 16 or end > names.index("relu4_3") + 1):
+            raise ValueError(f"the included weights are VGG16's up to relu4_3: VGG{depth} up to "
+                             f"{names[end - 1]} takes the weights 'torchvision'")
+        self.names = names[:end]
+        self.features = nn.Sequential(*[modules[name] for name in self.names])
+
+        # The statistics of the ImageNet photos that VGG learned from. Buffers move to the GPU
+        # with the model. persistent=False: they are no part of its state_dict, which then has
+        # the same names as torchvision's file, "features.0.weight" and so on.
+        mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+        std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
+        {"included": self.load_included, "torchvision": self.load_torchvision,
+         "random": self.draw_random}[weights](depth)
+        self.requires_grad_(False)  # VGG judges. It never learns
+        self.saved = {name: SaveFeatures(modules[name]) for name in layers}
 
     @torch.no_grad()
-    def load(self, weights, depth):
-        if weights == "random":
-            # Normal (He 2015), the same in every run; smooth; of zero mean behind the first
-            # layer, or all channels would answer to brightness alike.
-            generator = torch.Generator().manual_seed(0)
-            for conv in self.features:
-                if isinstance(conv, nn.Conv2d):
-                    nn.init.kaiming_normal_(conv.weight, generator=generator)
-                    conv.weight += conv.weight.mean((2, 3), keepdim=True)
-                    if conv.in_channels > 3:
-                        conv.weight -= conv.weight.mean((1, 2, 3), keepdim=True)
-                    nn.init.zeros_(conv.bias)
-            return
+    def load_included(self, depth):
+        state = torch.load(INCLUDED, weights_only=True)
+        for i, module in enumerate(self.features):
+            if isinstance(module, nn.Conv2d):  # 8 bits a weight, and a scale for each channel
+                scale = state[f"features.{i}.scale"].float().view(-1, 1, 1, 1)
+                module.weight.copy_(state[f"features.{i}.weight"] * scale)
+                module.bias.copy_(state[f"features.{i}.bias"])
+
+    def load_torchvision(self, depth):
         url = f"https://download.pytorch.org/models/{VGG_FILES[depth]}"
         file = f"{torch.hub.get_dir()}/checkpoints/{VGG_FILES[depth]}"
-        timeout = socket.getdefaulttimeout()
-        socket.setdefaulttimeout(5)  # seconds; torch.hub has none, and a firewall may be silent
+        socket.setdefaulttimeout(10)  # seconds; a silent firewall would stop it for ever
         try:
-            state = torch.hub.load_state_dict_from_url(
-                url, map_location="cpu", check_hash=True, weights_only=True)
-        except OSError as error:
-            raise OSError(f"no {url} ({error}); put the file at {file}") from None
-        except Exception as error:  # a damaged file: torch.load raises many kinds
-            raise OSError(f"{file} is damaged, delete it ({error!r:.150})") from None
+            state = torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True,
+                                                       weights_only=True)
+            self.load_state_dict({key: state[key] for key in self.state_dict()})
+        except Exception as error:  # no network, a broken download, a damaged file: all kinds
+            raise OSError(f"no weights of VGG{depth} from {url} ({error!r:.200}): save this file "
+                          f"as {file} yourself, or take VGG16's included weights") from None
         finally:
-            socket.setdefaulttimeout(timeout)
-        for key in self.state_dict():
-            if key not in state:
-                layer = self.names[int(key.split(".")[1])]
-                raise OSError(f"{file} lacks {layer} ({key}): ask for layers before it")
-        self.load_state_dict({key: state[key] for key in self.state_dict()})
+            socket.setdefaulttimeout(None)
+
+    @torch.no_grad()
+    def draw_random(self, depth):
+        """What a VGG sees that was never trained: colours and coarse texture (He, Wang and
+        Hopcroft 2016). For tests, and to see what the training is worth. Always the same."""
+        generator = torch.Generator().manual_seed(0)
+        for module in self.features:
+            if isinstance(module, nn.Conv2d):
+                weight = nn.init.kaiming_normal_(module.weight, generator=generator)
+                weight += weight.mean((2, 3), keepdim=True)  # neighbours weigh alike, in part
+                if module.in_channels > 3:  # without a mean, or all channels tell brightness
+                    weight -= weight.mean((1, 2, 3), keepdim=True)
+                nn.init.zeros_(module.bias)
 
     def forward(self, x):
+        # The result of the last layer is not used: on the way the hooks keep all that counts.
         self.features((x - self.mean) / self.std)
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        features = {name: saved.features.to(dtype) for name, saved in self.saved.items()}
+        features = {name: saved.features.to(x.dtype) for name, saved in self.saved.items()}
         for saved in self.saved.values():
-            saved.features = None  # or the last batch's would stay in memory
+            saved.features = None  # or the graph of this batch would stay in memory
         return features
 
 
 def gram_matrix(x):
     """Which channels fire together: the style of a picture (Gatys 2016, eq. 3).
 
-    x: (B, C, H, W) features -> (B, C, C) in float32 or better, divided by C * H * W (Johnson
-    2016, eq. 3). bmm multiplies each image with itself: with mm on (B * C, HW) they would mix.
+    x: (B, C, H, W) features in float32 -> (B, C, C). Divided by C * H * W (Johnson 2016, eq. 3),
+    pictures of different sizes compare. bmm multiplies each picture with itself: with mm on
+    (B * C, H * W) the pictures of a batch would mix.
     """
     B, C, H, W = x.shape
-    with torch.autocast(x.device.type, enabled=False):
-        f = x.flatten(2).to(torch.promote_types(x.dtype, torch.float32))  # (B, C, HW)
-        return torch.bmm(f, f.transpose(1, 2)) / (C * H * W)              # (B, C, C)
+    f = x.flatten(2)                                          # (B, C, H * W)
+    with torch.autocast(x.device.type, enabled=False):        # long sums take float32
+        return torch.bmm(f, f.transpose(1, 2)) / (C * H * W)  # (B, C, C)
 
 
 @torch.no_grad()
@@ -140,10 +151,13 @@ def icnr_(weight, scale=2, init=nn.init.kaiming_normal_):
                                                c d
 
     Four kernels drawn apart make four different pixels, even where the picture is flat: a
-    checkerboard, which training never quite removes. ICNR (Aitken 2017) draws one kernel and
-    repeats it. Equal kernels, flat square. The bias must be zero, or repeated as well.
+    checkerboard. ICNR (Aitken 2017) draws one kernel and repeats it: the conv starts as one
+    that is followed by nearest-neighbour enlargement. The bias must be zero, or repeated.
+    Training removes most of a checkerboard, too; behind a last conv that starts at zero, as
+    in sr.py, no sure difference was measured (tests/RESULTS.md).
 
-    weight: (out * scale**2, in, kH, kW); init fills a (out, in, kH, kW) tensor in place.
+    weight: (out * scale**2, in, kH, kW); init fills a tensor (out, in, kH, kW) in place.
     """
-    kernel = init(torch.empty_like(weight[::scale**2]))
+    out = len(weight) // scale**2
+    kernel = init(torch.empty_like(weight[:out]))
     return weight.copy_(kernel.repeat_interleave(scale**2, dim=0))
