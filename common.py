@@ -8,20 +8,18 @@ from pathlib import Path
 import torch
 from torch import nn
 
-# The convolutions of each block, and their channels (Simonyan and Zisserman 2015,
-# arXiv 1409.1556, table 1, columns D and E).
+# Of each block: convolutions and channels (Simonyan 2015, table 1: arXiv 1409.1556)
 VGG_BLOCKS = {16: [(2, 64), (2, 128), (3, 256), (3, 512), (3, 512)],
               19: [(2, 64), (2, 128), (4, 256), (4, 512), (4, 512)]}
 VGG_FILES = {16: "vgg16-397923af.pth", 19: "vgg19-dcbb9e9d.pth"}  # torchvision's
 INCLUDED = Path(__file__).resolve().parent / "tests/data/vgg16.pt"
 
-
 class SaveFeatures:
     """Keeps the latest output of a module in `.features`, by a forward hook.
 
-    A hook is a function that a module calls with its output each time it has run. It reaches
-    into a network without a change to the network's own code. No copy is made: an in-place
-    ReLU behind the module would overwrite what is kept.
+    A hook is a function that a module calls with its output each time it has run: one can look
+    into a network without a change to its code. No copy is made, so an in-place ReLU behind the
+    module would overwrite what is kept.
     """
 
     def __init__(self, module):
@@ -31,7 +29,6 @@ class SaveFeatures:
     def save(self, module, inputs, output):
         self.features = output
 
-
 class VGGFeatures(nn.Module):
     """What a frozen VGG sees in a picture: the outputs of some of its layers.
 
@@ -39,10 +36,10 @@ class VGGFeatures(nn.Module):
     weights: "included" (tests/data/vgg16.pt, up to relu4_3), "torchvision" (its own file,
         downloaded once, half a gigabyte) or "random"
     depth: 16 or 19
-    pool: nn.AvgPool2d, or nn.MaxPool2d, with which VGG was trained. Its filters still fit, as
-        both pools keep a channel's meaning. Where pixels follow the gradient of a max pool,
-        one of four is reached, which can draw a grid: Gatys 2016, section 2, took averages.
-        Measured here: less of a grid, a little less sharpness (tests/RESULTS.md).
+    pool: nn.AvgPool2d (Gatys 2016, section 2), or nn.MaxPool2d as in VGG's own training. The
+        filters still fit, as both keep a channel's meaning. The gradient of a max pool reaches
+        one pixel of four, which can draw a grid. On photos here, averages left less of it in
+        the mean, not in each seed, and sharpened less (tests/RESULTS.md, claims 6 and 13).
 
     forward: (B, 3, H, W) in [0, 1] -> {layer: (B, C, H', W')} of x's dtype. Gradients reach x,
     never the weights. Raises ValueError for a layer that is not there, OSError for a file.
@@ -60,86 +57,76 @@ class VGGFeatures(nn.Module):
             modules[f"pool{block}"] = pool(2)
         names = list(modules)
         if not layers or not set(layers) <= set(names):
-            raise ValueError(f"VGG{depth} has no {' '.join(layers)}; it has {' '.join(names)}")
-
+            raise ValueError(f"VGG{depth} has no {layers}; it has {' '.join(names)}")
         # What lies behind the last layer asked for is left out, above all the fully connected
         # layers: nine tenths of the weights, and why the paper's VGG takes one size only.
-        end = max(names.index(name) for name in layers) + 1
-        if weights == "included" and (depth != 16 or end > names.index("relu4_3") + 1):
-            raise ValueError(f"the included weights are VGG16's up to relu4_3: VGG{depth} up to "
-                             f"{names[end - 1]} takes the weights 'torchvision'")
-        self.names = names[:end]
+        self.names = names[:max(names.index(name) for name in layers) + 1]
         self.features = nn.Sequential(*[modules[name] for name in self.names])
+        if weights == "included" and (depth != 16 or "pool4" in self.names):
+            raise ValueError("the included weights are VGG16's up to relu4_3: for "
+                             f"{self.names[-1]} of VGG{depth} take torchvision's")
 
         # The statistics of the ImageNet photos that VGG learned from. Buffers move to the GPU
-        # with the model. persistent=False: they are no part of its state_dict, which then has
-        # the same names as torchvision's file, "features.0.weight" and so on.
+        # with the module; persistent=False keeps them out of its state_dict, whose names are
+        # those of torchvision's file, "features.0.weight" and so on.
         mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
         std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
-        {"included": self.load_included, "torchvision": self.load_torchvision,
-         "random": self.draw_random}[weights](depth)
-        self.requires_grad_(False)  # VGG judges. It never learns
+        self.load_state_dict(self.read(weights, depth))
+        self.requires_grad_(False)  # VGG judges; it never learns
         self.saved = {name: SaveFeatures(modules[name]) for name in layers}
 
-    @torch.no_grad()
-    def load_included(self, depth):
-        state = torch.load(INCLUDED, weights_only=True)
-        for i, module in enumerate(self.features):
-            if isinstance(module, nn.Conv2d):  # 8 bits a weight, and a scale for each channel
-                scale = state[f"features.{i}.scale"].float().view(-1, 1, 1, 1)
-                module.weight.copy_(state[f"features.{i}.weight"] * scale)
-                module.bias.copy_(state[f"features.{i}.bias"])
-
-    def load_torchvision(self, depth):
-        url = f"https://download.pytorch.org/models/{VGG_FILES[depth]}"
-        file = f"{torch.hub.get_dir()}/checkpoints/{VGG_FILES[depth]}"
-        socket.setdefaulttimeout(10)  # seconds; a silent firewall would stop it for ever
-        try:
-            state = torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True,
-                                                       weights_only=True)
-            self.load_state_dict({key: state[key] for key in self.state_dict()})
-        except Exception as error:  # no network, a broken download, a damaged file: all kinds
-            raise OSError(f"no weights of VGG{depth} from {url} ({error!r:.200}): save this file "
-                          f"as {file} yourself, or take VGG16's included weights") from None
-        finally:
-            socket.setdefaulttimeout(None)
-
-    @torch.no_grad()
-    def draw_random(self, depth):
-        """What a VGG sees that was never trained: colours and coarse texture (He, Wang and
-        Hopcroft 2016). For tests, and to see what the training is worth. Always the same."""
-        generator = torch.Generator().manual_seed(0)
-        for module in self.features:
-            if isinstance(module, nn.Conv2d):
-                weight = nn.init.kaiming_normal_(module.weight, generator=generator)
-                weight += weight.mean((2, 3), keepdim=True)  # neighbours weigh alike, in part
-                if module.in_channels > 3:  # without a mean, or all channels tell brightness
-                    weight -= weight.mean((1, 2, 3), keepdim=True)
-                nn.init.zeros_(module.bias)
+    def read(self, weights, depth):  # a state_dict
+        state = self.state_dict()
+        if weights == "included":  # 8 bits a weight, and a scale for each output channel
+            file = torch.load(INCLUDED, weights_only=True)
+            for key in state:
+                scale = file[key.replace("weight", "scale")].float().view(-1, 1, 1, 1)
+                state[key] = file[key] * scale if "weight" in key else file[key]
+        elif weights == "torchvision":
+            url = f"https://download.pytorch.org/models/{VGG_FILES[depth]}"
+            path = f"{torch.hub.get_dir()}/checkpoints/{VGG_FILES[depth]}"
+            socket.setdefaulttimeout(10)  # seconds, for firewalls that are silent
+            try:
+                file = torch.hub.load_state_dict_from_url(
+                    url, map_location="cpu", check_hash=True, weights_only=True)
+                state = {key: file[key] for key in state}
+            except Exception as error:  # no network, a broken download, a damaged file
+                raise OSError(f"no weights from {url} ({error!r:.150}): save it as {path}, "
+                              "or take VGG16's included weights") from None
+            finally:
+                socket.setdefaulttimeout(None)
+        else:  # random, each time the same: mostly colours are seen (He 2016)
+            generator = torch.Generator().manual_seed(0)
+            for key, value in state.items():
+                if "bias" in key:
+                    value.zero_()
+                else:
+                    nn.init.kaiming_normal_(value, generator=generator)
+                    value += value.mean((2, 3), keepdim=True)  # neighbours weigh alike
+                    if value.shape[1] > 3:  # else all channels would tell brightness
+                        value -= value.mean((1, 2, 3), keepdim=True)
+        return state
 
     def forward(self, x):
-        # The result of the last layer is not used: on the way the hooks keep all that counts.
+        # The result of the last layer is not used: on the way, the hooks keep what counts.
         self.features((x - self.mean) / self.std)
         features = {name: saved.features.to(x.dtype) for name, saved in self.saved.items()}
         for saved in self.saved.values():
             saved.features = None  # or the graph of this batch would stay in memory
         return features
 
-
 def gram_matrix(x):
     """Which channels fire together: the style of a picture (Gatys 2016, eq. 3).
 
-    x: (B, C, H, W) features in float32 -> (B, C, C). Divided by C * H * W (Johnson 2016, eq. 3),
-    pictures of different sizes compare. bmm multiplies each picture with itself: with mm on
-    (B * C, H * W) the pictures of a batch would mix.
+    x: (B, C, H, W) features, float32 -> (B, C, C). Divided by C * H * W (Johnson 2016, eq. 3),
+    pictures of different sizes compare. bmm keeps those of a batch apart; mm would mix them.
     """
     B, C, H, W = x.shape
     f = x.flatten(2)                                          # (B, C, H * W)
     with torch.autocast(x.device.type, enabled=False):        # long sums take float32
         return torch.bmm(f, f.transpose(1, 2)) / (C * H * W)  # (B, C, C)
-
 
 @torch.no_grad()
 def icnr_(weight, scale=2, init=nn.init.kaiming_normal_):
@@ -151,10 +138,9 @@ def icnr_(weight, scale=2, init=nn.init.kaiming_normal_):
                                                c d
 
     Four kernels drawn apart make four different pixels, even where the picture is flat: a
-    checkerboard. ICNR (Aitken 2017) draws one kernel and repeats it: the conv starts as one
-    that is followed by nearest-neighbour enlargement. The bias must be zero, or repeated.
-    Training removes most of a checkerboard, too; behind a last conv that starts at zero, as
-    in sr.py, no sure difference was measured (tests/RESULTS.md).
+    checkerboard. ICNR (Aitken 2017) draws one kernel and repeats it: at the start, that is
+    nearest-neighbour enlargement. The bias must be zero, or repeated as well. Behind a last
+    conv of zeros, as in sr.py, it made no sure difference (tests/RESULTS.md, claim 1).
 
     weight: (out * scale**2, in, kH, kW); init fills a tensor (out, in, kH, kW) in place.
     """

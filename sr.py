@@ -109,8 +109,9 @@ class SrResnet(nn.Module):
 # first three pools, as in the course; they see 5, 14, 40 pixels. Deeper ones lose the place.
 FEATURE_WEIGHTS = {"relu1_2": 0.2, "relu2_2": 0.7, "relu3_3": 0.1}
 
-def feature_loss(vgg, out, high, tv=0, pixel_weight=0.5):
-    """Of pixels, of VGG's layers, of total variation; out, high: (B, 3, H, W) in [0, 1]."""
+def feature_loss(vgg, out, high, tv=0, pixel_weight=0.3):
+    """Of pixels, of VGG's layers, and of how much neighbours differ, which is Johnson's guard
+    against patterns (it costs sharpness). out, high: (B, 3, H, W) in [0, 1]."""
     with torch.no_grad():  # the truth is given: nothing to learn
         targets = vgg(high)
     loss = pixel_weight * F.l1_loss(out, high)
@@ -118,7 +119,6 @@ def feature_loss(vgg, out, high, tv=0, pixel_weight=0.5):
         # differs from the paper (squares) and the course (plain): a ratio fits any layer
         distance = F.l1_loss(features, targets[layer]) / targets[layer].abs().mean()
         loss = loss + FEATURE_WEIGHTS[layer] * distance
-    # How much neighbours differ: Johnson's guard against patterns. It costs sharpness.
     return loss + tv * (out.diff(dim=2).abs().mean() + out.diff(dim=3).abs().mean())
 
 # %% 4. Training
@@ -179,13 +179,12 @@ def measure(image, truth, border):
     x, y = 16 + (rgb * weights).sum(1)[:, None, None]  # (1, 1, H, W) each
     # The highest value over the error, both squared, as a logarithm. 1 dB: a fifth less error.
     psnr = 10 * torch.log10(255**2 / (x - y).square().mean())
-    # SSIM: do mean, contrast and pattern agree around each pixel (Wang 2004, eq. 13)? Up to 1.
-    # (Its constants, 0.01 and 0.03 of 255, squared, are against 0 / 0.)
+    # SSIM: do mean, contrast, pattern agree around each pixel? (Wang 2004, eq. 13: up to 1.)
     gauss = torch.exp(-torch.arange(-5, 6)**2 / (2 * 1.5**2))
     window = torch.outer(gauss, gauss)[None, None] / gauss.sum()**2
     mx, my, xx, yy, xy = (F.conv2d(t, window) for t in (x, y, x * x, y * y, x * y))
-    means = (2 * mx * my + 6.5025) / (mx**2 + my**2 + 6.5025)
-    patterns = (2 * (xy - mx * my) + 58.5225) / (xx - mx**2 + yy - my**2 + 58.5225)
+    means = (2 * mx * my + 2.55**2) / (mx**2 + my**2 + 2.55**2)  # not 0 / 0
+    patterns = (2 * (xy - mx * my) + 7.65**2) / (xx - mx**2 + yy - my**2 + 7.65**2)
     # Mean |gradient| over that of the truth. Below 1 is softer; but noise raises it, too.
     slopes = [t.diff(dim=2).abs().mean() + t.diff(dim=3).abs().mean() for t in (x, y)]
     return torch.stack([psnr, (means * patterns).mean(), slopes[0] / slopes[1]])
@@ -229,12 +228,13 @@ def run(args, out):  # the lesson in short
     results["pixel loss"] = [enlarge(model, low) for low, high in pairs]
     if args.feature_steps:
         train(model, lambda x, y: feature_loss(vgg, x, y, args.tv), out / "feature.pt",
-              args.feature_steps, args.lr / 4, crops, pairs, args)
+              args.feature_steps, args.lr / 2, crops, pairs, args)
         results["feature loss"] = [enlarge(model, low) for low, high in pairs]
     scores = compare(results, pairs)
     gain = (scores["pixel loss"] - scores["bicubic"])[:, 0].nan_to_num(math.inf)
     order = gain.argsort().tolist()
-    draw_figure(out / "figure.png", results, pairs, rows=order[1:3] + order[:1])
+    if RANK == 0:
+        draw_figure(out / "figure.png", results, pairs, order[1:3] + order[:1])
 
 @torch.no_grad()  # no model.eval(): there is no BatchNorm or dropout
 def enlarge(model, image, tile=192):
@@ -359,7 +359,7 @@ def get_args(argv=None):
     add("--nf", type=int, default=24, help="feature channels")
     add("--blocks", type=int, default=8, help="residual blocks")
     add("--steps", type=int, default=2000, help="with the pixel loss")
-    add("--feature-steps", type=int, default=300, help="then with the feature loss")
+    add("--feature-steps", type=int, default=160, help="then with the feature loss")
     add("--batch-size", type=int, default=8, help="crops a step")
     add("--lr", type=float, default=4e-3, help="highest learning rate")
     add("--tv", type=float, default=0, help="of total variation")

@@ -6,11 +6,13 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
+PHOTOS = sorted((ROOT / "tests/data/photos").glob("*.jpg"))
 sys.path.insert(0, str(ROOT))
 
 import sr  # noqa: E402
@@ -37,14 +39,32 @@ def isolated(tmp_path, monkeypatch):
 
 
 @functools.cache
-def generated_photos():
-    return [sr.dead_leaves(7, i, 96) for i in range(24)]
+def small_photos(count=24, side=96, seed=7):
+    """Squares of the nine photos of tests/data, of half their size, in turn."""
+    rng = np.random.default_rng(seed)
+    squares = []
+    for i in range(count):
+        photo = Image.open(PHOTOS[i % 9]).convert("RGB").reduce(2)
+        left = rng.integers(photo.width - side + 1)
+        top = rng.integers(photo.height - side + 1)
+        squares.append(photo.crop((left, top, left + side, top + side)))
+    return squares
+
+
+def write(images, folder):
+    """As PNG files below the working directory; returns their paths, whole ones."""
+    folder = Path.cwd() / folder
+    folder.mkdir(parents=True)
+    paths = [folder / f"{i:02}.png" for i in range(len(images))]
+    for image, path in zip(images, paths, strict=True):
+        image.save(path)
+    return [str(path) for path in paths]
 
 
 def write_photos(folder):
-    """24 generated photos, 96 px, as PNG and JPEG, some of them one level down."""
+    """24 photos of 96 px, as PNG and JPEG, some of them one level down."""
     (folder / "deeper").mkdir(parents=True)
-    for i, photo in enumerate(generated_photos()):
+    for i, photo in enumerate(small_photos()):
         photo.save(folder / (f"deeper/{i:02}.jpg" if i % 3 == 0 else f"{i:02}.png"), quality=95)
     return folder
 
@@ -106,8 +126,12 @@ def run(folder, *command):
 def run_two_ranks(folder):
     """sr.py in two processes on folder/data, into folder/two; returns what it prints."""
     write_photos(folder / "data")
-    return run(folder, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-               f"{ROOT}/sr.py", "--data", "data", "--out", "two", *TINY)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    flags = ["--data", "data", *TINY, "--feature-steps", "2"]
+    run(folder, *torchrun, f"{ROOT}/sr.py", "--out", "x2", *flags, "--scale", "2", "--steps", "2")
+    return run(folder, *torchrun, f"{ROOT}/sr.py", "--out", "two", *flags) + run(
+        folder, *torchrun, f"{ROOT}/sr.py", "--out", "frozen", *flags, "--init", "x2/pixel.pt",
+        "--freeze")
 
 
 # These take longest and mostly wait for processes to start: they run beside the other tests, in
