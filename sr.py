@@ -110,8 +110,7 @@ class SrResnet(nn.Module):
 FEATURE_WEIGHTS = {"relu1_2": 0.2, "relu2_2": 0.7, "relu3_3": 0.1}
 
 def feature_loss(vgg, out, high, tv=0, pixel_weight=0.3):
-    """Of pixels, of VGG's layers, and of how much neighbours differ, which is Johnson's guard
-    against patterns (it costs sharpness). out, high: (B, 3, H, W) in [0, 1]."""
+    """Of pixels, VGG's layers, total variation; out, high: (B, 3, H, W) in [0, 1]."""
     with torch.no_grad():  # the truth is given: nothing to learn
         targets = vgg(high)
     loss = pixel_weight * F.l1_loss(out, high)
@@ -283,7 +282,8 @@ def check(condition, sentence):  # a sentence in place of a traceback
 
 def open_image(path):  # RGB, upright, on white; or OSError
     try:
-        image = ImageOps.exif_transpose(Image.open(path))
+        with open(path, "rb") as file:  # by name, TIFFs stay unturned
+            image = ImageOps.exif_transpose(Image.open(file))
         if image.mode.startswith(("I", "F")):
             raise ValueError("more than 8 bits a channel")
         flat = Image.new("RGB", image.size, "white")
@@ -362,7 +362,7 @@ def get_args(argv=None):
     add("--feature-steps", type=int, default=160, help="then with the feature loss")
     add("--batch-size", type=int, default=8, help="crops a step")
     add("--lr", type=float, default=4e-3, help="highest learning rate")
-    add("--tv", type=float, default=0, help="of total variation")
+    add("--tv", type=float, default=0, help="against patterns")
     add("--weights", default="included", choices=("included", "torchvision", "random"))
     add("--freeze", action="store_true", help="train only what enlarges")
     add("--seed", type=int, default=0, help="of weights and crops")

@@ -41,7 +41,7 @@ def get_args(argv=None):
     add("--seed", type=int, default=0, help="of weights, crops, generated images")
     add = parser.add_argument_group("model and training").add_argument
     add("--nf", type=int, default=16, help="feature channels at full size (Johnson: 32)")
-    add("--weights", default="pretrained", choices=("pretrained", "random"), help="of VGG")
+    add("--weights", default="included", choices=("included", "torchvision", "random"))
     add("--content-layer", default="relu2_2", help="where VGG compares content")
     add("--style-layers", nargs="+", metavar="LAYER", help="where it compares style",
         default=["relu1_2", "relu2_2", "relu3_3", "relu4_3"])
@@ -349,9 +349,6 @@ def load_loss(painting, args):
         return PerceptualLoss(painting, args, args.weights)
     except ValueError as error:  # no such layer
         raise SystemExit(str(error)) from None
-    except OSError as error:
-        print(f"{error}\nSo random features take the place of VGG's: colours, hardly strokes.")
-        return PerceptualLoss(painting, args, "random")
 
 def main(argv=None):
     args = get_args(argv)

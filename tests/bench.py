@@ -18,10 +18,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 import seg  # noqa: E402
 import sr  # noqa: E402
 import style  # noqa: E402
 from common import VGGFeatures, gram_matrix  # noqa: E402
+from generators import write_leaves  # noqa: E402
 
 ROUNDS = 5
 
@@ -58,7 +60,7 @@ def sr_steps(batch, size, device):
     high = torch.rand(batch, 3, size, size, device=device)
     ours, plain = sr.SrResnet(2, 64, 8).to(device), sr.SrResnet(2, 64, 8).to(device)
     ours = ours.to(memory_format=torch.channels_last)
-    vgg = VGGFeatures(sr.FEATURE_WEIGHTS, "random").to(device)
+    vgg = VGGFeatures(sr.FEATURE_WEIGHTS).to(device, memory_format=torch.channels_last)
     whole = VGGFeatures([*sr.FEATURE_WEIGHTS, "relu5_3"], "random", pool=nn.MaxPool2d).to(device)
 
     def our_loss():
@@ -93,14 +95,18 @@ def bench_sr(device):
         f"{max(products) / 1e9:.0f}", f"{rate / max(products):.0%}")
 
     args = sr.get_args([])
-    crops = sr.Crops([partial(sr.dead_leaves, 0, i) for i in range(20)], args.size, args.scale)
+    with tempfile.TemporaryDirectory() as folder:
+        leaves = write_leaves(Path(folder) / "leaves", 20, side=320)
+        crops = sr.Crops(sr.find_photos(str(leaves), Path("out")), args.size, args.scale)
+        batch = [crops[n] for n in range(args.batch_size)]  # and the others are kept, too
+        for n in range(200):
+            crops[n]
     net = sr.SrResnet(args.scale, args.nf, args.blocks)
     net = net.to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(net.parameters())
-    batch = [crops[n] for n in range(args.batch_size)]
     low, high = (torch.stack(images).to(device) for images in zip(*batch, strict=True))
     load, learn = medians(lambda: [crops[n] for n in range(args.batch_size)],
-                          partial(step, lambda: sr.pixel_loss(net(low), high), optimizer))
+                          partial(step, lambda: F.l1_loss(net(low), high), optimizer))
     row("sr: loader images/s (pixel step images/s)", f"{args.batch_size / load:.0f}",
         f"{args.batch_size / learn:.0f}", f"{load / learn:.1%}")
 
@@ -119,7 +125,7 @@ def style_steps(batch, size, device):
     args = style.get_args(["--device", device.type])
     layers = args.style_layers
     painting = style.to_tensor(style.painting(0))[None].to(device)
-    perceptual = style.PerceptualLoss(painting, args, "random")
+    perceptual = style.PerceptualLoss(painting, args, "included")
     x = torch.rand(batch, 3, size, size, device=device)
     ours, plain = (style.StyleNet(args.nf).to(device) for _ in range(2))
     ours = ours.to(memory_format=torch.channels_last)

@@ -67,11 +67,14 @@ def espcn(folder, seconds):
         return Image.merge("YCbCr", [y, cb.resize(size, Image.BICUBIC),
                                      cr.resize(size, Image.BICUBIC)]).convert("RGB")
 
-    crops = sr.Crops(sr.find_photos(str(folder / "imagenet_sample"), 256), 256, 4)
+    paths = sr.find_photos(str(folder / "imagenet_sample"), Path("out"))
+    crops = sr.Crops([path for path in paths if min(sr.open_image(path).size) >= 256], 256, 4)
     optimizer = torch.optim.Adam(net.parameters(), 1e-3)
     steps = train(net, loss_fn, optimizer, crops, 4, seconds)
-    pairs = [sr.make_pair(photo(), 4) for photo in sr.find_photos(str(folder / "Set5"), 32)]
-    print(f"ESPCN, {steps} steps: Set5 x4 {sr.evaluate(enlarge, pairs).mean(0)[0]:.2f} dB")
+    paths = sr.find_photos(str(folder / "Set5"), Path("out"))
+    pairs = [sr.make_pair(sr.open_image(path), 4) for path in paths]
+    psnr = sr.evaluate([enlarge(low) for low, _ in pairs], pairs).mean(0)[0]
+    print(f"ESPCN, {steps} steps: Set5 x4 {psnr:.2f} dB")
 
 
 def fast_neural_style(folder, seconds):
@@ -98,8 +101,8 @@ def fast_neural_style(folder, seconds):
     del photos[::20]
     optimizer = torch.optim.Adam(net.parameters(), 1e-3)
     steps = train(net, loss_fn, optimizer, style.Crops(photos, 256), 4, seconds)
-    args = style.get_args([])
-    perceptual = style.PerceptualLoss(style.to_tensor(square)[None], args, "pretrained")
+    args = style.get_args(["--device", "cpu"])
+    perceptual = style.PerceptualLoss(style.to_tensor(square)[None], args, "included")
     x = torch.stack(unseen)
     parts = style.evaluate(lambda x: net(x).clamp(0, 1), perceptual, x)
     print(f"fast_neural_style, {steps} steps: total {sum(parts.values()):.2f}, of the photos "

@@ -1,21 +1,21 @@
 """common.py against independent forms: values and gradients in float64."""
+import pickle
+import socket
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from common import SaveFeatures, VGGFeatures, gram_matrix, icnr_
+from common import INCLUDED, SaveFeatures, VGGFeatures, gram_matrix, icnr_
 
-def test_save_features_survives_in_place_relu():
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True))
-    x = torch.randn(2, 3, 8, 8)
+def test_save_features_keeps_the_latest_output():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
     saved = SaveFeatures(net[0])
-    net(x)
-    assert torch.equal(saved.features, net[0](x)) and saved.features.min() < 0
-    before = saved.features
-    saved.remove()
-    net(torch.zeros_like(x))  # the hook is gone
-    assert saved.features is before
+    assert saved.features is None
+    for x in torch.randn(2, 1, 3, 8, 8):
+        net(x)
+        assert torch.equal(saved.features, net[0](x)) and saved.features.min() < 0
 
 
 def test_save_features_lets_gradients_through():
@@ -24,7 +24,6 @@ def test_save_features_lets_gradients_through():
     conv(torch.randn(1, 3, 8, 8))
     saved.features.sum().backward()
     assert conv.weight.grad.abs().sum() > 0
-    saved.remove()
 
 
 @pytest.mark.parametrize("depth, relu3_3", [(16, 15), (19, 15)])
@@ -38,23 +37,18 @@ def test_vgg_layer_names_are_torchvisions_indices(depth, relu3_3):
 
 def test_vgg_hooks_deliver_what_slicing_delivers():
     layers = ["conv1_2", "relu1_2", "relu2_2", "pool2", "conv3_1"]
-    vgg = VGGFeatures(layers, "random").double()
+    vgg = VGGFeatures(layers).double()
     x = torch.rand(2, 3, 20, 12, dtype=torch.float64, requires_grad=True)
     features = vgg(x)
-    out_of_place = nn.Sequential(*[nn.ReLU() if isinstance(module, nn.ReLU) else module
-                                   for module in vgg.features])
-    for saved in vgg.saved.values():
-        saved.remove()
     y = x.detach().clone().requires_grad_()
     normal = (y - vgg.mean) / vgg.std
     for name in layers:
-        want = out_of_place[:vgg.names.index(name) + 1](normal)
+        want = vgg.features[:vgg.names.index(name) + 1](normal)
         torch.testing.assert_close(features[name], want)
         grad, want_grad = (torch.autograd.grad(f.square().sum(), t, retain_graph=True)[0]
                            for f, t in ((features[name], x), (want, y)))
         torch.testing.assert_close(grad, want_grad)
-    assert all(p.grad is None and not p.requires_grad for p in vgg.parameters())
-    assert not vgg.training
+    assert not any(p.requires_grad for p in vgg.parameters())
 
 
 def test_random_channels_do_not_all_answer_to_brightness():
@@ -80,30 +74,20 @@ def test_random_channels_do_not_all_answer_to_brightness():
     assert not any(isinstance(m, nn.MaxPool2d) for m in vgg.features)
 
 
-def test_a_layer_named_twice_is_hooked_once():
-    vgg = VGGFeatures(["relu1_1", "relu1_2", "relu1_1"], "random")
-    x = torch.rand(1, 3, 8, 8)
-    assert list(vgg(x)) == ["relu1_1", "relu1_2"]
-    hooks = list(vgg.saved.values())
-    for hook in hooks:
-        hook.remove()
-    vgg.features(x)
-    assert [hook.features for hook in hooks] == [None, None]  # no other hook is left
-
-
-def test_vgg_features_are_float32_under_autocast_and_not_kept():
-    vgg = VGGFeatures(["relu1_2"], "random")
+def test_vgg_features_are_of_the_pictures_type_and_not_kept():
+    vgg = VGGFeatures(["relu1_2"])
     with torch.autocast("cpu", torch.bfloat16):
-        for dtype in (torch.float32, torch.bfloat16):
-            assert vgg(torch.rand(1, 3, 8, 8).to(dtype))["relu1_2"].dtype == torch.float32
+        x = torch.rand(1, 3, 8, 8)
+        assert vgg(x)["relu1_2"].dtype == torch.float32
+    assert vgg.double()(x.double())["relu1_2"].dtype == torch.float64
     assert all(saved.features is None for saved in vgg.saved.values())
 
 
-def test_vgg_cut_is_faster_and_the_same():
+def test_vgg_is_cut_behind_the_last_layer_and_the_same():
     x = torch.rand(1, 3, 16, 16)
-    short, whole = VGGFeatures(["relu1_2"], "random"), VGGFeatures(["relu1_2", "relu5_3"], "random")
-    assert len(short.features) < len(whole.features)
-    assert torch.equal(short(x)["relu1_2"], whole(x)["relu1_2"])
+    short, long = VGGFeatures(["relu1_2"]), VGGFeatures(["relu1_2", "relu4_3"])
+    assert len(short.features) == 4 < len(long.features)
+    assert torch.equal(short(x)["relu1_2"], long(x)["relu1_2"])
 
 
 def test_vgg_random_weights_are_the_same_in_every_run():
@@ -114,49 +98,87 @@ def test_vgg_random_weights_are_the_same_in_every_run():
 @pytest.mark.parametrize("layers", [["relu9_9"], []])
 def test_vgg_unknown_layer_names_the_choices(layers):
     with pytest.raises(ValueError, match="relu1_1"):
-        VGGFeatures(layers, "random")
+        VGGFeatures(layers)
 
 
-def test_pools_average_unless_told_otherwise():
-    """A max pool sends the gradient to one pixel of four, an average pool to all of them."""
-    for pool, reached in ((nn.AvgPool2d, 64), (nn.MaxPool2d, 16)):
-        x = torch.rand(1, 64, 8, 8, requires_grad=True)
-        vgg = VGGFeatures(["pool1"], "random", pool=pool)
-        vgg.features[-1](x).sum().backward()
-        assert (x.grad[0, 0] != 0).sum() == reached
-    assert isinstance(VGGFeatures(["pool1"], "random").features[-1], nn.AvgPool2d)
+# ---- weights
+@pytest.mark.parametrize("layers, depth", [(["relu5_1"], 16), (["pool4"], 16), (["relu2_1"], 19)])
+def test_what_the_included_weights_do_not_hold(layers, depth):
+    with pytest.raises(ValueError, match=f"relu4_3: for {layers[0]} of VGG{depth} take torch"):
+        VGGFeatures(layers, depth=depth)
+    assert len(VGGFeatures(["relu4_3"]).features) == 23
 
 
-def test_vgg_failed_download_says_where_to_put_the_file():
-    with pytest.raises(OSError, match="vgg16-397923af.pth.*put the file at.*checkpoints"):
-        VGGFeatures(["relu1_2"])
+def test_the_included_weights_are_a_trained_vgg():
+    """Its own scale: a mean of 1 for each layer on photos. And kernels as the file has them."""
+    from conftest import PHOTOS
+    from PIL import Image
+    photos = [np.array(Image.open(path).convert("RGB").resize((96, 96))) for path in PHOTOS]
+    x = torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2).float() / 255
+    layers = ["relu1_2", "relu2_2", "relu3_3", "relu4_3"]
+    vgg = VGGFeatures(layers, pool=nn.MaxPool2d)
+    for features in vgg(x).values():
+        assert 0.5 < features.mean() < 1.5
+    file = torch.load(INCLUDED, weights_only=True)
+    want = file["features.5.weight"][7].float() * file["features.5.scale"][7].float()
+    assert torch.equal(vgg.features[5].weight[7], want)
+    assert torch.equal(vgg.features[5].bias, file["features.5.bias"].float())
 
 
-def hub_file(tmp_path, content):
-    path = tmp_path / "torch_home/hub/checkpoints/vgg16-397923af.pth"
-    path.parent.mkdir(parents=True)
+def test_a_download_that_fails_is_one_sentence_that_says_what_to_do():
+    with pytest.raises(OSError, match=r"no weights from https://.*/vgg16-397923af.pth .*no network"
+                       ".*save it as .*checkpoints/vgg16-397923af.pth, or take .*included"):
+        VGGFeatures(["relu1_2"], "torchvision")
+    assert socket.getdefaulttimeout() is None  # it was set for the download alone
+
+
+@pytest.mark.parametrize("error", [
+    RuntimeError("invalid hash value"), pickle.UnpicklingError("invalid load key"), EOFError()])
+def test_so_is_a_broken_download(monkeypatch, error):
+    def broken(*args, **kwargs):
+        raise error
+    monkeypatch.setattr("torch.hub.download_url_to_file", broken)
+    with pytest.raises(OSError, match=f"{type(error).__name__}.*save it as") as caught:
+        VGGFeatures(["relu1_2"], "torchvision")
+    assert "\n" not in str(caught.value) and "delete" not in str(caught.value)
+
+
+def hub_file(tmp_path, content, name="vgg16-397923af.pth"):
+    path = tmp_path / "torch_home/hub/checkpoints" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(content, bytes):
         path.write_bytes(content)
     else:
         torch.save(content, path)
 
 
-def test_vgg_reads_a_float16_file_of_the_features_alone(tmp_path):
-    want = VGGFeatures(["relu3_3"], "random").state_dict()
-    hub_file(tmp_path, {key: value.half() for key, value in want.items()})
-    vgg = VGGFeatures(["relu2_2"])
+@pytest.mark.parametrize("depth, name", [(16, "vgg16-397923af.pth"), (19, "vgg19-dcbb9e9d.pth")])
+def test_vgg_reads_a_float16_file_of_the_features_alone(tmp_path, depth, name):
+    want = VGGFeatures(["relu3_3"], "random", depth).state_dict()
+    hub_file(tmp_path, {key: value.half() for key, value in want.items()}, name)
+    vgg = VGGFeatures(["relu2_2"], "torchvision", depth)
     for key, value in vgg.state_dict().items():
         assert torch.equal(value, want[key].half().float())
 
 
 def test_vgg_file_that_lacks_a_layer_or_is_damaged(tmp_path):
     hub_file(tmp_path, VGGFeatures(["relu1_2"], "random").state_dict())
-    with pytest.raises(OSError, match=r"lacks conv2_1 \(features.5.weight\)"):
-        VGGFeatures(["relu2_2"])
+    with pytest.raises(OSError, match="features.5.weight.*save it as"):
+        VGGFeatures(["relu2_2"], "torchvision")
     for damage in (b"no weights", b""):
-        (tmp_path / "torch_home/hub/checkpoints/vgg16-397923af.pth").write_bytes(damage)
-        with pytest.raises(OSError, match="damaged, delete it"):
-            VGGFeatures(["relu1_2"])
+        hub_file(tmp_path, damage)
+        with pytest.raises(OSError, match="save it as .*vgg16-397923af.pth"):
+            VGGFeatures(["relu1_2"], "torchvision")
+
+
+def test_pools_average_unless_told_otherwise():
+    """A max pool sends the gradient to one pixel of four, an average pool to all of them."""
+    for pool, reached in ((nn.AvgPool2d, 64), (nn.MaxPool2d, 16)):
+        x = torch.rand(1, 64, 8, 8, requires_grad=True)
+        vgg = VGGFeatures(["pool1"], pool=pool)
+        vgg.features[-1](x).sum().backward()
+        assert (x.grad[0, 0] != 0).sum() == reached
+    assert isinstance(VGGFeatures(["pool1"]).features[-1], nn.AvgPool2d)
 
 
 def test_gram_matrix_against_a_loop():
@@ -185,8 +207,11 @@ def test_gram_matrix_does_not_mix_the_batch_but_mm_does():
 
 
 def test_gram_matrix_is_float32_under_autocast():
+    x = torch.randn(1, 4, 5, 5)
     with torch.autocast("cpu", torch.bfloat16):
-        assert gram_matrix(torch.randn(1, 4, 5, 5).bfloat16()).dtype == torch.float32
+        assert torch.bmm(x[0], x[0]).dtype == torch.bfloat16  # what would happen to it
+        assert torch.equal(gram_matrix(x), gram_matrix(x.float()))
+        assert gram_matrix(x).dtype == torch.float32
 
 
 @pytest.mark.parametrize("scale", [2, 3])

@@ -13,7 +13,7 @@ import pytest
 import test_seg
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, run, write_photos
+from conftest import ROOT, run, small_photos, write_photos
 from PIL import Image
 
 README = (ROOT / "README.md").read_text()
@@ -92,7 +92,7 @@ def answers():
 
 def test_answers_of_the_first_lesson(answers):
     import sr
-    photo, other = (sr.dead_leaves(3, i, 96) for i in (0, 1))
+    photo, other = small_photos()[:2]
     plain, blurred = sr.make_pair(photo, 4), answers["make_pair"](photo, 4, sigma=2)
     assert blurred[0].size == plain[0].size and blurred[1] == plain[1]
     assert np.std(blurred[0]) < np.std(plain[0])
@@ -105,9 +105,9 @@ def test_answers_of_the_first_lesson(answers):
 
     vgg = sr.VGGFeatures(sr.FEATURE_WEIGHTS, "random")
     out, y = torch.rand(2, 1, 3, 16, 16)
-    more = answers["feature_loss"](vgg, out, y, 2) - sr.feature_loss(vgg, out, y)
-    torch.testing.assert_close(more, 2 * (out.diff(dim=2).abs().mean() +
-                                          out.diff(dim=3).abs().mean()))
+    parts = answers["feature_parts"](vgg, out, y)
+    assert list(parts) == ["pixel", "relu1_2", "relu2_2", "relu3_3"]
+    torch.testing.assert_close(sum(parts.values()), sr.feature_loss(vgg, out, y))
     kept = answers["keep"](list(range(1000)), 0.1)
     assert 60 < len(kept) < 140 and kept == answers["keep"](list(range(1000)), 0.1)
     roughness = answers["roughness"]

@@ -5,7 +5,6 @@ import math
 import os
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +18,7 @@ import seg
 import sr
 import style
 from claims import ROOT
+from generators import write_leaves
 
 REAL = "imagenet_sample", "style/starry_night.jpg", "carvana", "torch_home"  # below LESSON_DATA
 fraction = 1.0  # of the steps, the batches and the data; report.py's --fraction
@@ -46,32 +46,33 @@ def generated_cars(first, count, size):
 def material(real):
     """A namespace:
 
-    photos: to train on, as functions
+    photos: paths of those to train on
     val, squares: photos to validate, 192 px; the same as one tensor
     painting: (1, 3, 192, 192)
-    weights: of VGG, "pretrained" or "random"
     cars: {size: [(car, photo, mask)]} of 20 cars
     """
+    folder = tempfile.TemporaryDirectory()  # of drawn pictures, kept as long as this
     if real:
-        folder = ROOT / os.environ["LESSON_DATA"]
-        with quiet():
-            photos = sr.find_photos(str(folder / REAL[0]), 192)
-        picture = style.open_image(str(folder / REAL[1]))
-        pairs = seg.find_pairs(folder / REAL[2], 128, 0)
+        data = ROOT / os.environ["LESSON_DATA"]
+        photos = [path for path in sr.find_photos(str(data / REAL[0]), Path("out"))
+                  if min(sr.open_image(path).size) >= 192]
+        picture = style.open_image(str(data / REAL[1]))
+        pairs = seg.find_pairs(data / REAL[2], 128, 0)
     else:
-        photos = [partial(sr.dead_leaves, 0, number, 256) for number in range(scaled(100, 10))]
+        leaves = write_leaves(Path(folder.name) / "leaves", scaled(100, 10))
+        photos = sr.find_photos(str(leaves), Path("out"))
         picture = style.painting(0)
         pairs = generated_cars(0, scaled(20), 128)
     held = photos[::max(1, len(photos) // 6)][:scaled(6)]
-    val = [photo().crop((0, 0, 192, 192)) for photo in held]
+    val = [sr.open_image(path).crop((0, 0, 192, 192)) for path in held]
     names = sorted({name for name, *_ in pairs})[:20]
     cars = {size: [(name, *seg.shrink(*pair, size)) for name, *pair in pairs if name in names]
             for size in (32, 64, 128)}
     return SimpleNamespace(
-        real=real, photos=[photo for photo in photos if photo not in held],
+        real=real, folder=folder, photos=[photo for photo in photos if photo not in held],
         val=val, squares=torch.stack([sr.to_tensor(photo) for photo in val]),
         painting=style.to_tensor(ImageOps.fit(picture, (192, 192), centering=(1, 0)))[None],
-        weights="pretrained" if real else "random", cars=cars)
+        cars=cars)
 
 
 # Training

@@ -13,9 +13,13 @@ import style
 from claims.lab import material, period_2, quiet, scaled, seconds, steps_of
 from common import VGGFeatures, gram_matrix
 
+def opened(paths):  # as style.Crops takes them
+    return [functools.partial(style.open_image, path) for path in paths]
+
+
 def gram(data, seed):
     """bmm keeps the images of a batch apart, mm mixes them in the style loss"""
-    vgg = VGGFeatures(["relu2_2"], data.weights)
+    vgg = VGGFeatures(["relu2_2"])
     generator = torch.Generator().manual_seed(seed)
     x = data.squares[torch.randperm(len(data.val), generator=generator)[:4], :, :128, :128]
 
@@ -75,11 +79,11 @@ def trained(real, padding, norm, seed):
             module[1] = nn.BatchNorm2d(module[1].num_features)
     net.to(memory_format=torch.channels_last)
     args = style.get_args(["--style-layers", "relu1_2", "relu2_2", "relu3_3", "--device", "cpu"])
-    perceptual = style.PerceptualLoss(data.painting, args, data.weights)
+    perceptual = style.PerceptualLoss(data.painting, args, "included")
 
     def loss_fn(net, x):
         return sum(perceptual(net(x), x).values()).mean()
-    seconds(steps_of(net, loss_fn, style.Crops(data.photos, 96, seed), scaled(60), 5e-3,
+    seconds(steps_of(net, loss_fn, style.Crops(opened(data.photos), 96, seed), scaled(60), 5e-3,
                      scaled(4)))
     return net.eval(), perceptual
 
@@ -148,8 +152,8 @@ def style_pools(data, seed):
         want = maximum(x)["relu2_2"]
         return style.relative(maximum(image)["relu2_2"], want).item()
 
-    average = VGGFeatures(layers, data.weights, pool=nn.AvgPool2d)
-    maximum = VGGFeatures(layers, data.weights, pool=nn.MaxPool2d)
+    average = VGGFeatures(layers, pool=nn.AvgPool2d)
+    maximum = VGGFeatures(layers, pool=nn.MaxPool2d)
     images = [optimised(vgg) for vgg in (average, maximum)]
     grids = [period_2(image, F.avg_pool2d(image, 3, 1, 1)) for image in images]
     return {"grid of period 2 px after 40 steps, grey levels: average / max": (*grids, "lower"),

@@ -4,19 +4,24 @@ without, what "with" is said to be: lower, higher, same or, where both had to ta
 Unless a claim says otherwise: x2, 16 channels, 4 blocks, 16 crops of 48 px a step.
 """
 import copy
+import os
 import statistics
 import time
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import ImageOps
+from PIL import Image
 from torch import nn
 
 import sr
+from claims import ROOT
 from claims.lab import flat, pace, scaled, seconds, steps_in, steps_of
 from common import VGGFeatures
+from generators import write_leaves
 
 def new(seed, scale=2, blocks=4, kind=sr.SrResnet):
     torch.manual_seed(seed)
@@ -30,7 +35,7 @@ def random_tail(net, seed):
     return net
 
 
-def training(net, data, steps, seed, lr=3e-3, loss_fn=sr.pixel_loss):
+def training(net, data, steps, seed, lr=3e-3, loss_fn=F.l1_loss):
     """A generator of steps, see lab.steps_of."""
     crops = sr.Crops(data.photos, 24 * net.scale, net.scale, seed)
     return steps_of(net, lambda net, batch: loss_fn(net(batch[0]), batch[1]), crops, steps, lr,
@@ -45,10 +50,15 @@ def pairs_of(data, scale):
     return [sr.make_pair(photo.crop((0, 0, 128, 128)), scale) for photo in data.val]
 
 
+def means(net, pairs):
+    """Mean PSNR, SSIM and sharpness of a net's pictures."""
+    net.eval()
+    return sr.evaluate([sr.enlarge(net, low) for low, _ in pairs], pairs).nanmean(0).tolist()
+
+
 def scores(net, data):
     """Mean PSNR, SSIM and sharpness of the validation photos."""
-    enlarge = partial(sr.enlarge, net.eval())
-    return sr.evaluate(enlarge, pairs_of(data, net.scale)).nanmean(0).tolist()
+    return means(net, pairs_of(data, net.scale))
 
 
 def psnr(net, data):
@@ -155,11 +165,13 @@ class NotAdded(sr.SrResnet):
 def add_bicubic(data, seed):
     """Adding the bicubic enlargement speeds the start"""
     most = scaled(300)
-    bicubic = sr.evaluate(partial(ImageOps.scale, factor=2), pairs_of(data, 2))[:, 0].nanmean()
+    pairs = pairs_of(data, 2)
+    bicubic = [low.resize(high.size, Image.BICUBIC) for low, high in pairs]
+    baseline = sr.evaluate(bicubic, pairs)[:, 0].nanmean()
 
     def steps_to_beat_bicubic(net):
         for step in training(net, data, most, seed):
-            if step % 10 == 0 and psnr(net, data) > bicubic + 0.1:
+            if step % 10 == 0 and psnr(net, data) > baseline + 0.1:
                 return step
         return most
 
@@ -201,11 +213,11 @@ def refined(start, data, seed, loss_fn):
 
 def feature_loss(data, seed):
     """A feature loss lowers PSNR and the feature distance, and sharpens (one net, equal steps)"""
-    vgg = VGGFeatures(sr.FEATURE_WEIGHTS, data.weights)
+    vgg = VGGFeatures(sr.FEATURE_WEIGHTS)
     start = new(seed)
     train(start, data, scaled(400), seed)
     feature = refined(start, data, seed, partial(sr.feature_loss, vgg))
-    pixel = refined(start, data, seed, sr.pixel_loss)
+    pixel = refined(start, data, seed, F.l1_loss)
     a, b = scores(feature, data), scores(pixel, data)
     distances = relu3_3_distance(feature, data, vgg), relu3_3_distance(pixel, data, vgg)
     return {"PSNR: feature / pixel loss": (a[0], b[0], "lower"),
@@ -215,8 +227,8 @@ def feature_loss(data, seed):
 
 def average_pools(data, seed):
     """Average pools in the VGG of a feature loss leave less of a pattern than max pools do"""
-    average = VGGFeatures(sr.FEATURE_WEIGHTS, data.weights, pool=nn.AvgPool2d)
-    maximum = VGGFeatures(sr.FEATURE_WEIGHTS, data.weights, pool=nn.MaxPool2d)  # as it was trained
+    average = VGGFeatures(sr.FEATURE_WEIGHTS, pool=nn.AvgPool2d)
+    maximum = VGGFeatures(sr.FEATURE_WEIGHTS, pool=nn.MaxPool2d)  # as it was trained
     start = new(seed)
     train(start, data, scaled(300), seed)
     nets = [refined(start, data, seed, partial(sr.feature_loss, vgg)) for vgg in (average, maximum)]
@@ -247,11 +259,21 @@ def cut_vgg(data, seed):
             times.append(time.perf_counter() - start)
         return 1e3 * statistics.median(times[1:]), loss.detach(), x.grad
 
-    ms, loss, gradient = measure(VGGFeatures(layers, data.weights))
-    whole, other_loss, other = measure(VGGFeatures([*layers, "relu5_3"], data.weights))
+    ms, loss, gradient = measure(VGGFeatures(layers, "random"))
+    whole, other_loss, other = measure(VGGFeatures([*layers, "relu5_3"], "random"))
     different = (loss != other_loss).sum().item() + (gradient != other).sum().item()
     return {"ms a loss and its gradient: cut / whole": (ms, whole, "lower"),
             "values of both that differ: cut / none": (different, 0, "same")}
+
+
+def squares(data, seed):
+    """A loss of squares rewards blur: absolute errors give sharper pictures, and higher PSNR"""
+    nets = new(seed), new(seed)
+    for net, loss_fn in zip(nets, (F.l1_loss, F.mse_loss), strict=True):
+        train(net, data, scaled(400), seed, loss_fn=loss_fn)
+    absolute, squared = (scores(net, data) for net in nets)
+    return {"PSNR: absolute / squared": (absolute[0], squared[0], "higher"),
+            "sharpness: absolute / squared": (absolute[2], squared[2], "higher")}
 
 
 # x4 from x2
@@ -261,13 +283,24 @@ def x4_from_x2(data, seed):
     steps = scaled(150)
     x2 = new(seed)
     before = train(x2, data, scaled(300), seed)
-    net = new(seed + 1000, scale=4)
-    net.load_state_dict(x2.state_dict(), strict=False)
-    net.body.requires_grad_(False)  # a quarter of the steps for the new end alone
-    after = train(net, data, max(1, steps // 4), seed)
-    net.body.requires_grad_(True)
-    after += train(net, data, steps - steps // 4, seed)
-    rows = {}
+
+    def from_x2(zero_tail):
+        net = new(seed + 1000, scale=4)
+        net.load_state_dict(x2.state_dict(), strict=False)
+        if zero_tail:  # it starts at bicubic, and not with what the new layers make of noise
+            nn.init.zeros_(net.tail.weight)
+        start = psnr(net, data)
+        net.body.requires_grad_(False)  # a quarter of the steps for the new end alone
+        duration = train(net, data, max(1, steps // 4), seed)
+        net.body.requires_grad_(True)
+        return start, psnr(net, data), duration + train(net, data, steps - steps // 4, seed), net
+
+    start, frozen, after, net = from_x2(zero_tail=False)
+    zero_start, zero_frozen, _, zero = from_x2(zero_tail=True)
+    rows = {"PSNR x4 at the start: its tail at zero / as loaded": (zero_start, start, "higher"),
+            "PSNR x4, body frozen: its tail at zero / as loaded": (zero_frozen, frozen, "higher"),
+            "PSNR x4 in the end: its tail at zero / as loaded": (
+                psnr(zero, data), psnr(net, data), "higher")}
     for name, duration in ("x2 at hand", after), ("x2's time counted", before + after):
         fresh = new(seed + 1000, scale=4)
         n, _ = steps_in(duration, lambda n: train(new(seed, scale=4), data, n, seed))
@@ -277,8 +310,42 @@ def x4_from_x2(data, seed):
     return rows
 
 
+# What to learn from
+
+def photos_or_ellipses(data, seed):
+    """A net learns more from photos than from drawn ellipses, and more from many than from seven"""
+    held_out = 2, 6  # of the nine: the cat and the pagoda
+    nine = sr.find_photos(str(ROOT / "tests/data/photos"), Path("out"))
+    sets = {"nine": [path for i, path in enumerate(nine) if i not in held_out]}
+    leaves = write_leaves(Path(data.folder.name) / f"learn{seed}", scaled(400, 4), 320)
+    sets["ellipses"] = sr.find_photos(str(leaves), Path("out"))
+    tests = {"two photos": [sr.make_pair(sr.open_image(nine[i]), 4, 256) for i in held_out]}
+    if data.real:
+        sets["many"] = data.photos
+        tests["photos"] = pairs_of(data, 4)
+        set5 = ROOT / os.environ["LESSON_DATA"] / "Set5"
+        paths = sr.find_photos(str(set5), Path("out"))
+        tests["Set5"] = [sr.make_pair(sr.open_image(path), 4) for path in paths]
+    nets = {}
+    for kind, paths in sets.items():
+        torch.manual_seed(seed)
+        nets[kind] = sr.SrResnet(4, 24, 8).to(memory_format=torch.channels_last)
+        loss = training(nets[kind], SimpleNamespace(photos=paths), scaled(600), seed, 4e-3)
+        seconds(loss)
+    rows = {}
+    for name, pairs in tests.items():
+        psnrs = {kind: means(net, pairs)[0] for kind, net in nets.items()}
+        rows[f"PSNR x4 of {name}: seven photos / ellipses"] = (
+            psnrs["nine"], psnrs["ellipses"], "higher")
+        if data.real:
+            rows[f"PSNR x4 of {name}: many photos / seven"] = (
+                psnrs["many"], psnrs["nine"], "higher")
+    return rows
+
+
 CLAIMS = {
     icnr: "Aitken 2017", transposed: "Odena 2016", upsample_last: "Shi 2016",
     batchnorm: "Lim 2017, 3.1 and 3.2", feature_loss: "Johnson 2016, 4.2",
     average_pools: "Gatys 2016, 2", add_bicubic: "Kim 2016 (VDSR)",
-    x4_from_x2: "Lim 2017, 3.2; the lesson", cut_vgg: "arithmetic"}
+    x4_from_x2: "Lim 2017, 3.2; the lesson", cut_vgg: "arithmetic", squares: "the lesson",
+    photos_or_ellipses: "Achddou 2021"}
