@@ -38,8 +38,8 @@ class VGGFeatures(nn.Module):
     depth: 16 or 19
     pool: nn.AvgPool2d (Gatys 2016, section 2), or nn.MaxPool2d as in VGG's own training. The
         filters still fit, as both keep a channel's meaning. The gradient of a max pool reaches
-        one pixel of four, which can draw a grid. On photos here, averages left less of it in
-        the mean, not in each seed, and sharpened less (tests/RESULTS.md, claims 6 and 13).
+        one pixel of four, which can draw a grid. On photos here, averages drew less of it on
+        the mean of seeds (not in each), and sharpened less (tests/RESULTS.md, claims 6 and 13).
 
     forward: (B, 3, H, W) in [0, 1] -> {layer: (B, C, H', W')} of x's dtype. Gradients reach x,
     never the weights. Raises ValueError for a layer that is not there, OSError for a file.
@@ -82,8 +82,8 @@ class VGGFeatures(nn.Module):
         if weights == "included":  # 8 bits a weight, and a scale for each output channel
             file = torch.load(INCLUDED, weights_only=True)
             for key in state:
-                scale = file[key.replace("weight", "scale")].float().view(-1, 1, 1, 1)
-                state[key] = file[key] * scale if "weight" in key else file[key]
+                scale = file[key.replace("weight", "scale")].view(-1, 1, 1, 1)
+                state[key] = file[key] * scale.float() if "weight" in key else file[key]
         elif weights == "torchvision":
             url = f"https://download.pytorch.org/models/{VGG_FILES[depth]}"
             path = f"{torch.hub.get_dir()}/checkpoints/{VGG_FILES[depth]}"
@@ -97,15 +97,15 @@ class VGGFeatures(nn.Module):
                               "or take VGG16's included weights") from None
             finally:
                 socket.setdefaulttimeout(None)
-        else:  # random, each time the same: mostly colours are seen (He 2016)
+        else:  # random, always the same: mostly colours (He, Wang, Hopcroft 2016)
             generator = torch.Generator().manual_seed(0)
             for key, value in state.items():
                 if "bias" in key:
                     value.zero_()
                 else:
                     nn.init.kaiming_normal_(value, generator=generator)
-                    value += value.mean((2, 3), keepdim=True)  # neighbours weigh alike
-                    if value.shape[1] > 3:  # else all channels would tell brightness
+                    value += value.mean((2, 3), keepdim=True)  # smoother kernels
+                    if value.shape[1] > 3:  # no mean, or all channels see brightness
                         value -= value.mean((1, 2, 3), keepdim=True)
         return state
 

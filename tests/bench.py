@@ -19,11 +19,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+from generators import write_leaves  # noqa: E402
+
 import seg  # noqa: E402
 import sr  # noqa: E402
 import style  # noqa: E402
 from common import VGGFeatures, gram_matrix  # noqa: E402
-from generators import write_leaves  # noqa: E402
 
 ROUNDS = 5
 

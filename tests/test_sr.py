@@ -706,11 +706,11 @@ def test_a_result_is_whole_or_not_there(capsys, trained, photos, monkeypatch):
 
 
 def test_folders_that_do_not_serve(capsys, tmp_path, photos):
-    assert "nowhere has 0 photos: it takes 4" in fails(capsys, "--data", "nowhere", *TINY)
+    assert "nowhere has 0 photos, it takes 4" in fails(capsys, "--data", "nowhere", *TINY)
     (tmp_path / "few").mkdir()
     for i in range(3):
         (tmp_path / f"few/{i}.png").write_bytes((photos / "01.png").read_bytes())
-    assert "few has 3 photos: it takes 4" in fails(capsys, "--data", tmp_path / "few", *TINY)
+    assert "few has 3 photos, it takes 4" in fails(capsys, "--data", tmp_path / "few", *TINY)
     assert not Path("out/sr").exists()
 
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
+from generators import write_leaves
 from PIL import ImageOps
 from torch import nn
 from torch.utils.data import default_collate
@@ -18,7 +19,6 @@ import seg
 import sr
 import style
 from claims import ROOT
-from generators import write_leaves
 
 REAL = "imagenet_sample", "style/starry_night.jpg", "carvana", "torch_home"  # below LESSON_DATA
 fraction = 1.0  # of the steps, the batches and the data; report.py's --fraction

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 import torch.nn.functional as F
+from generators import write_leaves
 from PIL import Image
 from torch import nn
 
@@ -21,7 +22,6 @@ import sr
 from claims import ROOT
 from claims.lab import flat, pace, scaled, seconds, steps_in, steps_of
 from common import VGGFeatures
-from generators import write_leaves
 
 def new(seed, scale=2, blocks=4, kind=sr.SrResnet):
     torch.manual_seed(seed)
