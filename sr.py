@@ -209,7 +209,7 @@ def run(args, out):
         load_checkpoint(args.init, model)
     model.body.requires_grad_(not args.freeze)
     layout = torch.contiguous_format if args.device == "mps" else torch.channels_last
-    model.to(args.device, memory_format=layout)  # mps: wrong gradients else
+    model.to(args.device, memory_format=layout)  # mps: wrong gradients
     vgg = VGGFeatures(FEATURE_WEIGHTS, args.weights).to(args.device, memory_format=layout)
     photos = find_photos(args.data, out, least=4)
     every = min(20, (len(photos) + 1) // 2)  # one in twenty is held out
@@ -368,7 +368,7 @@ def get_args(argv=None):
     add("--seed", type=int, default=0, help="of weights and crops")
     add("--eval-every", type=int, default=500, help="steps between validations")
     add("--device", default=device, choices=sorted({"cpu", device}))
-    add("--workers", type=int, default=0, help="that load data")
+    add("--workers", type=int, default=0, help="to load data")
     add("--resume", action="store_true", help="same flags again: go on")
     add("--out", default="out/sr", help="where a run writes")
     add("--init", help="checkpoint to use, or to start from")
@@ -376,8 +376,8 @@ def get_args(argv=None):
     add("--test", metavar="DIR", help="only measure on its photos")
     args = parser.parse_args(argv)
     check(args.init or not args.freeze, "--freeze takes --init")
-    check(min(args.size // 32, args.nf, args.batch_size, args.eval_every) > 0 <= args.seed,
-          "--size takes 32 or more, --nf, --batch-size, --eval-every 1, --seed 0")
+    least = min(args.size // 32, args.nf, args.batch_size, args.eval_every, args.seed + 1)
+    check(args.lr > 0 < least, "at least --size 32, --nf, --batch-size, --eval-every 1, --lr > 0")
     return args
 
 def main(argv=None):

@@ -723,7 +723,7 @@ def test_of_four_photos_two_are_held_out(capsys):
 def test_values_that_are_no_choice(capsys):
     for flag, value in (("--scale", 3), ("--weights", "best"), ("--steps", "many"),
                         ("--device", "abacus"), ("--st", 4), ("--size", 31), ("--nf", 0),
-                        ("--batch-size", 0), ("--eval-every", 0), ("--seed", -1)):
+                        ("--batch-size", 0), ("--eval-every", 0), ("--lr", "nan"), ("--lr", 0)):
         assert flag in fails(capsys, flag, value)  # --st: nothing is abbreviated
     assert "--freeze takes --init" in fails(capsys, "--freeze")
 
