@@ -54,7 +54,7 @@ class Crops(Dataset):
         crop = crop.rotate(90 * rng.integers(4))
         return [to_tensor(image) for image in make_pair(crop, self.scale)]
 
-# %% 2. Model: EDSR at the course's size (Lim et al. 2017, figure 3)
+# %% 2. Model: EDSR with the course's 8 blocks (Lim et al. 2017, figure 3)
 def conv(channels_in, channels_out, bias=True):
     return nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=bias)
 
@@ -110,7 +110,7 @@ class SrResnet(nn.Module):
 FEATURE_WEIGHTS = {"relu1_2": 0.2, "relu2_2": 0.7, "relu3_3": 0.1}
 
 def feature_loss(vgg, out, high, tv=0, pixel_weight=0.4):
-    """Of pixels, VGG's layers, total variation; out, high: (B, 3, H, W) in [0, 1]."""
+    """Of pixels (course: 1/100; more saves dB), VGG, variation; (B, 3, H, W) in [0, 1]."""
     with torch.no_grad():  # the truth is given: nothing to learn
         targets = vgg(high)
     loss = pixel_weight * F.l1_loss(out, high)
