@@ -60,9 +60,9 @@ def test_every_command_runs(readme_output):
 
 
 def test_links_lead_to_what_they_name():
-    for word, file, line in re.findall(r"\[`([\w.]+)`\]\((\w+\.py)#L(\d+)\)", README):
-        assert word in (ROOT / file).read_text().splitlines()[int(line) - 1], (word, file, line)
-    for target in re.findall(r"\]\(((?!http|#)[^)]+)\)", README):
+    targets = re.findall(r"\]\(((?!http|#)[^)]+)\)", README)
+    assert len(targets) > 5
+    for target in targets:
         assert (ROOT / target.split("#")[0]).exists(), target
     titles = re.findall(r"^#+ (.*)$", README, re.M)
     anchors = [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles]
