@@ -109,7 +109,7 @@ class SrResnet(nn.Module):
 # first three pools, as in the course; they see 5, 14, 40 pixels. Deeper ones lose the place.
 FEATURE_WEIGHTS = {"relu1_2": 0.2, "relu2_2": 0.7, "relu3_3": 0.1}
 
-def feature_loss(vgg, out, high, tv=0, pixel_weight=0.4):
+def feature_loss(vgg, out, high, tv=0, pixel_weight=0.8):
     """Of pixels (course: 1/100; more saves dB), VGG, variation; (B, 3, H, W) in [0, 1]."""
     with torch.no_grad():  # the truth is given: nothing to learn
         targets = vgg(high)
@@ -227,7 +227,7 @@ def run(args, out):
     results["pixel loss"] = [enlarge(model, low) for low, high in pairs]
     if args.feature_steps:
         train(model, lambda x, y: feature_loss(vgg, x, y, args.tv), out / "feature.pt",
-              args.feature_steps, args.lr / 2, crops, pairs, args)
+              args.feature_steps, args.lr, crops, pairs, args)
         results["feature loss"] = [enlarge(model, low) for low, high in pairs]
     scores = compare(results, pairs)
     gain = scores["pixel loss"] - scores["bicubic"]
