@@ -1,6 +1,6 @@
 """Runs each experiment with three seeds (of weights, crops and, for cars, the split) and judges it.
 
-The data is generated and VGG's weights are random. Where the environment variable LESSON_DATA
+The data is generated, VGG is the included one. Where the environment variable LESSON_DATA
 names a folder (from the project's root) with imagenet_sample/, style/, carvana/ and torch_home/,
 each experiment runs on those too, and has columns of its own.
 
@@ -20,7 +20,8 @@ import torch
 import sr
 from claims import ROOT, lab, segmentation, style_transfer, super_resolution
 
-SOURCES = super_resolution.CLAIMS | style_transfer.CLAIMS | segmentation.CLAIMS
+SOURCES = (super_resolution.CLAIMS | style_transfer.CLAIMS | segmentation.CLAIMS |
+           super_resolution.LATER)
 CLAIMS = {function.__name__: function for function in SOURCES}
 
 
