@@ -235,7 +235,7 @@ def run(args, out):
     if RANK == 0:
         draw_figure(out / "figure.png", results, pairs, [*{0, 1} - {worst}, worst])
 
-@torch.no_grad()  # no model.eval(): there is no BatchNorm or dropout
+@torch.no_grad()  # no BatchNorm, so no model.eval()
 def enlarge(model, image, tile=192):
     """RGB Pillow image -> a large one, by tiles, to bound the memory. Each has a margin as wide
     as the network sees. Left and above it is cut off; elsewhere the next tiles cover it."""
@@ -282,7 +282,7 @@ def check(condition, sentence):  # a sentence, no traceback
 
 def open_image(path):  # RGB, upright, on white; or OSError
     try:
-        with open(path, "rb") as file:  # by name, TIFFs stay unturned
+        with open(path, "rb") as file:  # else some TIFFs stay unturned
             image = ImageOps.exif_transpose(Image.open(file))
         if image.mode.startswith(("I", "F")):
             raise ValueError("more than 8 bits a channel")
@@ -396,4 +396,4 @@ if __name__ == "__main__":
     try:
         main()
     except (KeyboardInterrupt, OSError) as error:
-        raise SystemExit(f"stopped: {str(error) or 'Ctrl-C'}") from None
+        raise SystemExit(f"stopped: {(str(error) or 'Ctrl-C').splitlines()[-1]}") from None

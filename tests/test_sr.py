@@ -759,6 +759,14 @@ def test_the_systems_errors_are_one_sentence(photos):
     assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
 
+def test_so_are_those_of_a_worker(photos):
+    for path in photos.glob("*.png"):
+        path.write_bytes(path.read_bytes()[:200])
+    done = in_a_shell("--data", photos, *TINY, "--workers", 1)
+    assert done.returncode == 1 and "cannot read" in done.stderr and ".png" in done.stderr
+    assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a limit of the size of files")
 def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_survives(photos):
     in_a_shell("--data", photos, *TINY, "--out", "out")
