@@ -55,7 +55,7 @@ def test_every_command_runs(readme_output):
     runs = re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n?)*)", readme_output, re.M)
     assert [command for command, _ in runs] == commands()
     for command, text in runs:
-        wanted = ("figure:|->|lr |net " if "--help" not in command else "usage")
+        wanted = ("figure:|->|lr |net |network " if "--help" not in command else "usage")
         assert re.search(wanted, text), command
 
 

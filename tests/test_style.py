@@ -305,7 +305,7 @@ def test_an_earlier_run_is_renamed_whole(photos, capsys):
 
 
 def test_training_lowers_the_loss_on_photos_it_has_not_seen(photos):
-    run("out", "--data", photos, "--steps", 30, "--eval-every", 30, "--lr", "1e-2")
+    run("out", "--data", photos, "--steps", 40, "--eval-every", 40, "--lr", "1e-2")
     log = np.genfromtxt("out/log.csv", delimiter=",", names=True, dtype=None, encoding=None)
     photo, network = (log["total"][log["stage"] == name][0] for name in ("photos", "network"))
     assert network < 0.8 * photo
