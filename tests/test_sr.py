@@ -419,7 +419,7 @@ def test_bfloat16_learns_as_float32(monkeypatch):
         assert all(p.dtype == torch.float32 for p in net.parameters())
         scores.append(gain(net, pairs))
     assert kinds == {False, True}
-    assert scores[0] > 0.1 and abs(scores[0] - scores[1]) < 0.1
+    assert scores[0] > 0.1 and abs(scores[0] - scores[1]) < 0.05
 
 
 def test_the_net_of_the_repository_keeps_its_quality():
@@ -747,9 +747,14 @@ def test_checkpoints_that_do_not_serve(capsys, trained, photos):
     assert "is no checkpoint" in sentence and "size mismatch" in sentence
 
 
-def in_a_shell(*argv, **env):
-    return subprocess.run([sys.executable, str(ROOT / "sr.py"), *map(str, argv)], text=True,
-                          capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1", **env})
+def python(*argv):
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *map(str, argv)], text=True, capture_output=True,
+                          env=env)
+
+
+def in_a_shell(*argv):
+    return python(ROOT / "sr.py", *argv)
 
 
 def test_the_systems_errors_are_one_sentence(photos):
@@ -776,7 +781,7 @@ def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_survives(photos):
             f"sys.argv = ['sr.py', '--data', '{photos}', '--out', 'out', '--resume', *{TINY}];"
             f"sys.path.insert(0, '{ROOT}'); runpy.run_path('{ROOT}/sr.py', run_name='__main__')")
     os.rename("out", "full")
-    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True)
+    done = python("-c", code)
     assert done.returncode == 1 and "File too large" in done.stderr
     assert "Traceback" not in done.stderr
     assert not Path("out/pixel.pt").exists() and Path("full/pixel.pt").read_bytes() == before
@@ -787,7 +792,7 @@ def test_it_runs_in_a_notebook(photos):
     code = (f"import io, runpy, sys; sys.stdout = io.StringIO(); sys.path.insert(0, '{ROOT}');"
             f"sys.argv = ['sr.py', '--data', '{photos}', *{TINY}];"
             f"runpy.run_path('{ROOT}/sr.py', run_name='__main__')")
-    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True)
+    done = python("-c", code)
     assert done.returncode == 0, done.stderr
 
 
