@@ -132,7 +132,6 @@ def autocast(device):  # bfloat16 where it is fast; weights stay float32
     return torch.autocast(device, torch.bfloat16, enabled=fast)
 
 def train(model, loss_fn, path, steps, lr, crops, pairs, args):
-    """Train to `steps`; every --eval-every steps, and at the end, validate and save."""
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     start = 0
     if args.resume and path.exists():
@@ -265,6 +264,7 @@ def apply(model, paths, out):
             large.save(f"{target}.tmp", "PNG", icc_profile=photo.info.get("icc_profile"))
             os.replace(f"{target}.tmp", target)
             print(f"{path} -> {target}, {large.width} x {large.height}")
+            del photo, large  # to make room
         except OSError as error:
             failed.append(f"not enlarged: {error}")
     check(not failed, "\n".join(failed))
