@@ -1,20 +1,20 @@
 """Style transfer: redraw a photo with the colours and the strokes of a painting.
 
-    python style.py --style starry_night.jpg --content photo.jpg --data imagenet_sample
-    python style.py --apply photo.jpg --init out/style/network.pt          stylise a photo
+    python style.py                                              both ways, and a figure
+    python style.py --style painting.jpg --content photo.jpg     your painting, your photo
+    python style.py --apply photo.jpg --init out/style/network.pt         one pass, one photo
 
-A network learns to do it in one pass (Johnson 2016). Then the pixels of single photos are
-optimised by the same loss (Gatys 2016), to see what it should have done. fast.ai's lesson 14,
-simplified: a small net with instance norm (Ulyanov 2016) and two minutes' training.
+There is no right answer to learn from. There is only a loss: VGG, which is never trained, says
+how far a picture is from the photo in content and from the painting in style. Two ways make it
+small: to change the pixels of one picture (Gatys 2016), or to train a network that redraws any
+photo in one pass (Johnson 2016). After fast.ai's lesson 14.
 """
 import argparse
 import glob
-import io
 import math
 import os
-import sys
 import time
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -26,371 +26,374 @@ from torch.utils.data import DataLoader, Dataset
 
 from common import VGGFeatures, gram_matrix
 
-# %% 1. Settings
-def get_args(argv=None):
-    found = torch.accelerator.is_available()
-    device = torch.accelerator.current_accelerator().type if found else "cpu"
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add = parser.add_argument_group("data").add_argument
-    add("--data", default="imagenet_sample", help="folder of photos to train on")
-    add("--style", help="the painting (its upper right square); none: generated")
-    add("--content", help="photo to stylise in the end; none: generated")
-    add("--size", type=int, default=128, help="side of the photos to train on")
-    add("--content-size", type=int, default=192, help="short side of photos in the end")
-    add("--seed", type=int, default=0, help="of weights, crops, generated images")
-    add = parser.add_argument_group("model and training").add_argument
-    add("--nf", type=int, default=16, help="feature channels at full size (Johnson: 32)")
-    add("--weights", default="included", choices=("included", "torchvision", "random"))
-    add("--content-layer", default="relu2_2", help="where VGG compares content")
-    add("--style-layers", nargs="+", metavar="LAYER", help="where it compares style",
-        default=["relu1_2", "relu2_2", "relu3_3", "relu4_3"])
-    add("--content-weight", type=float, default=1, help="of the content loss")
-    add("--style-weight", type=float, default=5, help="of the style loss")
-    add("--tv", type=float, default=0.1, help="weight of the total variation")
-    add("--steps", type=int, default=180, help="training steps of the network")
-    add("--optimize-steps", type=int, default=25, help="steps on the pixels of a photo")
-    add("--start", default="photo", choices=("photo", "noise"), help="of these pixels")
-    add("--batch-size", type=int, default=2, help="photos a step")
-    add("--lr", type=float, default=3e-3, help="highest learning rate")
-    add("--eval-every", type=int, default=90, help="steps between validations")
-    add("--device", default=device, choices={"cpu", device})
-    add("--resume", action="store_true", help="the same command again: go on")
-    add = parser.add_argument_group("use").add_argument
-    add("--out", default="out/style", help="folder for everything that a run writes")
-    add("--init", help="checkpoint to use, or to start training from")
-    add("--apply", nargs="+", metavar="PHOTO", help="only stylise these with --init")
-    return parser.parse_args(argv)
-
-def check(condition, sentence):  # for what the user can mend: no traceback
-    if not condition:
-        raise SystemExit(sentence)
-
-# %% 2. Data: photos and one painting; where there are none, generated ones
-@lru_cache(maxsize=2000)  # 2,000 of ImageNet's photos, decoded, take 1 GB
-def open_image(path):
-    """An RGB Pillow image, upright, on white where transparent; OSError if it is none."""
-    try:
-        with open(path, "rb") as file:
-            image = ImageOps.exif_transpose(Image.open(file))
-        if image.mode.startswith("I;16"):  # Pillow's conversion would clip it at 255
-            image = Image.fromarray((np.asarray(image) / 257).astype(np.uint8))
-        if image.mode in "IF":
-            raise ValueError("32 bits: save it with 8 or 16")
-        flat = Image.new("RGBA", image.size, "white")
-        flat.alpha_composite(image.convert("RGBA"))
-        flat.info = image.info  # with the colour profile
-        return flat.convert("RGB")
-    except Exception as error:  # every decoder of Pillow raises its own kinds
-        raise OSError(f"cannot read {path} as an image ({error})") from None
-
-def noise(rng, side, power):
-    """(side, side, 1) in [0, 1]: 1/f noise, the smoother the higher its power."""
-    frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side))
-    frequency[0, 0] = np.inf
-    phases = np.exp(2j * np.pi * rng.random(frequency.shape))
-    image = np.fft.irfft2(phases / frequency**power, (side, side))[..., None]
-    return (image - image.min()) / np.ptp(image)
-
-def landscape(seed, number, side=256):
-    """A Pillow image with things to recognise: a sky with clouds, a sun, some ridges."""
-    rng = np.random.default_rng([seed, number])
-    y, x = np.mgrid[:side, :side][..., None] / side
-    top, bottom, land = rng.uniform(0.1, 0.9, (3, 3))
-    image = top + y * (bottom - top)
-    clouds = (2.5 * noise(rng, side, 1.7) - 1.2).clip(0, 1)
-    distance = np.hypot(x - rng.uniform(0.1, 0.9), y - rng.uniform(0.1, 0.4))
-    sun = np.exp(1 - (distance / 0.08).clip(1))  # a disk with a glow
-    for cover in (clouds, sun):
-        image = image + cover * (rng.uniform(0.8, 1, 3) - image)
-    for depth in np.linspace(0.2, 1, rng.integers(3, 6)):  # each ridge nearer, and darker
-        ridge = 0.55 + 0.45 * depth - 0.4 * noise(rng, side, 1.7)[0]
-        colour = ((1.2 - depth) * land + 0.1 * bottom) * (0.6 + 0.8 * noise(rng, side, 1.2))
-        image = np.where(y > ridge, colour, image)
-    return Image.fromarray((255 * image.clip(0, 1)).astype(np.uint8))
-
-def painting(seed, side=256):
-    """A Pillow image of strokes in a few hues that follow a flow, coarse ones first."""
-    rng = np.random.default_rng(seed)
-    hues = 255 * rng.random((5, 3))
-    waves = 12 * np.exp(2j * np.pi * rng.random(6))
-    image = Image.new("RGB", (2 * side, 2 * side))
-    for width in (0.06, 0.03, 0.016):
-        points = [(1.4 * rng.random((int(1 / width**2), 2)) - 0.2) @ (1, 1j)]  # x + iy
-        for _ in range(10):  # a smooth random flow: the mean of some waves
-            flow = np.cos(np.multiply.outer(points[-1], waves).real).mean(-1)
-            points.append(points[-1] + width * np.exp(2j * np.pi * flow))
-        for stroke, angle in zip(np.stack(points, axis=1), flow, strict=True):
-            hue = hues[int(6 * angle + rng.normal(0, 0.5)) % 5] * rng.normal(1, 0.2)
-            line = (2 * side * stroke).view(float).tolist()
-            ImageDraw.Draw(image).line(line, tuple(hue.clip(0, 255).astype(int)),
-                                       int(width * side), joint="curve")
-    return image.resize((side, side), Image.BOX)
-
-def find_photos(folder, size, generate=None, least=1):
-    """The usable photos below a folder, `least` or more, as functions that open them."""
-    if generate and folder == "imagenet_sample" and not Path(folder).exists():
-        print(f"no {folder} here: images are generated, when first used. To get it:\n"
-              f"git clone https://github.com/EliSchwartz/imagenet-sample-images {folder}")
-        return [partial(generate, number) for number in range(400)]
-    check(Path(folder).is_dir(), f"no such folder: {folder}")
-    print(f"reading {folder} ...")
-    photos, skipped = [], []
-    paths = glob.glob(f"{glob.escape(folder)}/**", recursive=True)  # follows links
-    for path in sorted(filter(os.path.isfile, paths)):
-        try:  # now, or a bad file would be met an hour into training
-            if min(open_image(path).size) < size:
-                raise OSError(f"{path} has a side below {size} px")
-            photos.append(partial(open_image, path))
-        except OSError as error:
-            skipped.append(error)
-    print(f"{len(photos)} photos, {len(skipped)} files skipped", *skipped[:1], sep="; ")
-    check(len(photos) >= least, f"{folder} is not enough: it takes {least} usable photos")
-    return photos
-
+# %% 1. Data: any photos, and one painting
 def to_tensor(image):  # RGB Pillow image -> (3, H, W) float in [0, 1]
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 
-def to_image(x):  # (3, H, W) in [0, 1] -> RGB Pillow image
-    return Image.fromarray((x * 255).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy())
+def to_image(x):  # and back
+    x = (255 * x).round().clamp(0, 255).byte()
+    return Image.fromarray(x.permute(1, 2, 0).cpu().numpy())
 
 class Crops(Dataset):
-    """Photos as squares, (3, size, size). Number n follows from (seed, n) alone."""
+    """Photos, (3, size, size), without end. Number n is random, but follows from (seed, n)
+    alone. A crop is the largest square of a photo, reduced, so that it shows whole things."""
 
-    def __init__(self, photos, size, seed=0):
-        self.photos, self.size, self.seed = photos, size, seed
+    def __init__(self, paths, size, seed=0):
+        self.paths, self.size, self.seed = paths, size, seed
 
     def __getitem__(self, n):
         rng = np.random.default_rng([self.seed, n])
-        photo = self.photos[rng.integers(len(self.photos))]()
+        photo = open_small(self.paths[rng.integers(len(self.paths))], self.size)
         return to_tensor(ImageOps.fit(photo, (self.size, self.size), centering=rng.random(2)))
 
-# %% 3. Model: the image transformation network (Johnson et al. 2016, supplement, table 1)
-def conv_norm(before, after, kernel=3, stride=1):
-    return nn.Sequential(  # zeros would mark the borders, so it reflects
-        nn.Conv2d(before, after, kernel, stride, kernel // 2, padding_mode="reflect"),
-        nn.InstanceNorm2d(after, affine=True))  # differs from the paper: Ulyanov 2016
+# %% 2. Loss: content and style, as VGG sees them (Gatys et al. 2016, eq. 1 and 5)
+# Which layers? Early ones keep each pixel; deep ones keep shapes, and forget where exactly and
+# in which colour. Content is compared in relu2_2: outlines have to stay, shades are free. Style
+# is compared in the last layers before the first four pools. They see 5, 14, 40 and 92
+# pixels, and the strokes that they ask for grow alike.
+def relative(x, y):
+    """||x - y||^2 / ||y||^2 of each item, (B,). 0: equal; 1: as far off as all zeros would be.
+    The papers do not divide. Then the layer with the largest numbers outweighs the others."""
+    return (x - y).square().flatten(1).sum(1) / y.square().flatten(1).sum(1)
 
-class ResBlock(nn.Sequential):  # no ReLU after the sum (Gross and Wilber 2016)
+class PerceptualLoss:
+    """perceptual(out, perceptual.content(photos)) -> {"content", "style", "variation", "total"},
+    (B,) each. out, photos: (B, 3, H, W) in [0, 1]; painting: (1, 3, h, w), of any size.
+    Raises ValueError if VGG has no such layer."""
+
+    def __init__(self, painting, args):
+        self.args = args
+        layers = [args.content_layer, *args.style_layers]
+        self.vgg = VGGFeatures(layers, args.weights, args.vgg).to(args.device)
+        # For photos one that ends at the content layer: they need no more, and a step is faster.
+        self.short_vgg = VGGFeatures(layers[:1], args.weights, args.vgg).to(args.device)
+        features = self.vgg(painting.to(args.device))
+        self.grams = {name: gram_matrix(features[name]) for name in args.style_layers}
+        share = len(self.grams) // len(args.style_weight)  # one weight: all share it
+        self.weights = [weight / share for weight in args.style_weight * share]
+
+    @torch.no_grad()  # the photo is given: nothing to learn
+    def content(self, photos):
+        return self.short_vgg(photos)[self.args.content_layer]
+
+    def __call__(self, out, content):
+        features = self.vgg(out)
+        # Content: the same activations at the same places.
+        distance = relative(features[self.args.content_layer], content)
+        # Style: the same channels together, anywhere, as a Gram matrix sums over the places.
+        style = 0
+        for (layer, gram), weight in zip(self.grams.items(), self.weights, strict=True):
+            style = style + weight * relative(gram_matrix(features[layer]), gram)
+        # Total variation: how much neighbours differ, most of all in noise.
+        variation = out.diff(dim=2).abs().mean((1, 2, 3)) + out.diff(dim=3).abs().mean((1, 2, 3))
+        parts = {"content": self.args.content_weight * distance, "style": style,
+                 "variation": self.args.tv * variation}
+        return {**parts, "total": sum(parts.values())}
+
+# %% 3. First way: the pixels of one picture (Gatys et al. 2016)
+def optimize(photo, perceptual, name, log, args):
+    """(1, 3, H, W) -> the same, optimised, and the loss before each step and in the end."""
+    image = photo.clone() if args.start == "photo" else torch.rand_like(photo)
+    optimizer = torch.optim.Adam([image.requires_grad_()])  # its pixels are the parameters
+    content = perceptual.content(photo)
+    totals = []
+    for step in range(args.optimize_steps + 1):
+        parts = perceptual(image, content)
+        totals.append(parts["total"].item())
+        if step % 5 == 0 or step == args.optimize_steps:
+            report(log, "optimise", name, step, {k: v.item() for k, v in parts.items()})
+        if step == args.optimize_steps:  # the last round only measures
+            return image.detach(), totals
+        # Adam moves a pixel by about its rate: at 0.1, by 26 of 255 grey levels, then by less.
+        # differs from the paper: L-BFGS, some hundreds of steps.
+        optimizer.param_groups[0]["lr"] = 0.1 * (1 - step / args.optimize_steps)
+        optimizer.zero_grad()
+        parts["total"].sum().backward()
+        optimizer.step()
+        with torch.no_grad():
+            image.clamp_(0, 1)
+
+# %% 4. Second way: a network for all photos (Johnson et al. 2016, supplement, table 1)
+def conv_norm(channels_in, channels_out, kernel=3, stride=1):
+    """A convolution, then instance norm: each channel of each picture gets mean 0 and variance
+    1, then a scale and a shift that are learned. So the photo's own contrast is gone, and the
+    painting's takes its place (Ulyanov 2016). differs from the paper: batch norm, whose mean is
+    that of all photos of a batch. Zeros around a picture would be a black frame, which a net
+    learns to paint; so the borders are mirrors. No bias: the norm would take it away again."""
+    conv = nn.Conv2d(channels_in, channels_out, kernel, stride, padding=kernel // 2,
+                     padding_mode="reflect", bias=False)
+    return nn.Sequential(conv, nn.InstanceNorm2d(channels_out, affine=True))
+
+class ResBlock(nn.Sequential):  # layers, and a way round them (Gross and Wilber 2016)
     def forward(self, x):
         return x + super().forward(x)
 
 class StyleNet(nn.Module):
-    """(B, 3, H, W) in [0, 1] -> the same, stylised. It is the net of super-resolution with a
-    way down to a quarter in front, where convs cost less and see more, and another loss."""
+    """(B, 3, H, W) in [0, 1] -> the same, stylised. Down to a quarter, where a conv costs a
+    sixteenth and sees four times as far; five residual blocks; and up again."""
 
     def __init__(self, nf):
         super().__init__()
         self.config = {"nf": nf}
-        conv = partial(conv_norm, 4 * nf, 4 * nf)
-        self.layers = nn.Sequential(                                 # (B, 3, H, W)
-            conv_norm(3, nf, kernel=9), nn.ReLU(),                   # (B, nf, H, W)
-            conv_norm(nf, 2 * nf, stride=2), nn.ReLU(),              # (B, 2nf, H/2, W/2)
-            conv_norm(2 * nf, 4 * nf, stride=2), nn.ReLU(),          # (B, 4nf, H/4, W/4)
-            *[ResBlock(conv(), nn.ReLU(), conv()) for _ in range(5)],  # the same
-            nn.Upsample(scale_factor=2),                             # (B, 4nf, H/2, W/2)
-            conv_norm(4 * nf, 2 * nf), nn.ReLU(),                    # (B, 2nf, H/2, W/2)
-            nn.Upsample(scale_factor=2),                             # (B, 2nf, H, W)
-            conv_norm(2 * nf, nf), nn.ReLU(),                        # (B, nf, H, W)
+        blocks = [ResBlock(conv_norm(4 * nf, 4 * nf), nn.ReLU(), conv_norm(4 * nf, 4 * nf))
+                  for _ in range(5)]
+        # Enlarging, then a conv: a transposed conv would cover pixels unevenly, a checkerboard.
+        self.layers = nn.Sequential(                             # (B, 3, H, W)
+            conv_norm(3, nf, kernel=9), nn.ReLU(),               # (B, nf, H, W)
+            conv_norm(nf, 2 * nf, stride=2), nn.ReLU(),          # (B, 2nf, H/2, W/2)
+            conv_norm(2 * nf, 4 * nf, stride=2), nn.ReLU(),      # (B, 4nf, H/4, W/4)
+            *blocks,                                             # the same
+            nn.Upsample(scale_factor=2, mode="nearest"),         # (B, 4nf, H/2, W/2)
+            conv_norm(4 * nf, 2 * nf), nn.ReLU(),                # (B, 2nf, H/2, W/2)
+            nn.Upsample(scale_factor=2, mode="nearest"),         # (B, 2nf, H, W)
+            conv_norm(2 * nf, nf), nn.ReLU(),                    # (B, nf, H, W)
             nn.Conv2d(nf, 3, 9, padding=4, padding_mode="reflect"))  # (B, 3, H, W)
 
     def forward(self, x):
         H, W = x.shape[2:]
-        x = F.pad(x, (0, -W % 4, 0, -H % 4), "replicate")  # to a quarter and back
-        return self.layers(x)[..., :H, :W].sigmoid()  # the paper: a scaled tanh, the same
+        x = F.pad(x, (0, -W % 4, 0, -H % 4), "reflect")  # to whole quarters
+        return self.layers(x)[..., :H, :W].float().sigmoid()  # paper: tanh, the same
 
-# %% 4. Loss: content and style as VGG sees them (Gatys 2016, eq. 1 and 5)
-def relative(x, y):
-    """||x - y||^2 / ||y||^2 of each item, (B,). differs from the papers: no layer outweighs."""
-    return (x - y).square().flatten(1).sum(1) / y.square().flatten(1).sum(1)
+def learning_rate(step, steps, lr):  # up a line, down a cosine
+    warmup = min(1, step / min(50, steps / 10))  # Adam's averages need it
+    return lr * warmup * (0.5 + 0.5 * math.cos(math.pi * (step - 1) / steps))
 
-class PerceptualLoss:
-    """perceptual(out, photos) -> {"content", "style", "variation": (B,)}, each weighted. The
-    loss is their sum. out, photos: (B, 3, H, W) in [0, 1]; painting: (1, 3, h, w)."""
+def autocast(device):  # bfloat16 where it is fast; weights stay float32
+    fast = device == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False)
+    if device == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.autocast(device, torch.bfloat16, enabled=fast)
 
-    def __init__(self, painting, args, weights):
-        self.args = args
-        layers = [args.content_layer, *args.style_layers]
-        self.vgg = VGGFeatures(layers, weights).to(args.device)
-        self.shallow = VGGFeatures(layers[:1], weights).to(args.device)  # enough for photos
-        features = self.vgg(painting)
-        self.grams = {layer: gram_matrix(features[layer]) for layer in args.style_layers}
-
-    def __call__(self, out, photos):
-        with torch.no_grad():
-            target = self.shallow(photos)[self.args.content_layer]
-        features = self.vgg(out)
-        content = relative(features[self.args.content_layer], target)
-        # A Gram matrix sums over positions: it knows what occurs together, not where.
-        style = [relative(gram_matrix(features[k]), gram) for k, gram in self.grams.items()]
-        variation = sum(out.diff(dim=dim).abs().mean((1, 2, 3)) for dim in (2, 3))
-        return {"content": self.args.content_weight * content,
-                "style": self.args.style_weight * torch.stack(style).mean(0),
-                "variation": self.args.tv * variation}
-
-# %% 5. Metric and baseline: the loss itself, beside that of the photo as it is
-@torch.no_grad()
-def evaluate(net, perceptual, x):
-    """{part of the loss: its mean over net's pictures of the photos x, (B, 3, H, W)}."""
-    return {name: part.mean() for name, part in perceptual(net(x), x).items()}
-
-# %% 6. Training
-def load_checkpoint(path, net=None):
-    """Fill net, or a new one, from what train wrote. Return it, and the whole dict."""
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        net = net or StyleNet(**checkpoint["config"])
-        net.load_state_dict(checkpoint["model"])
-        print(f"loaded {path} (step {checkpoint['step']})")
-        return net, checkpoint
-    except Exception as error:  # no file, another script's, other layers: all kinds
-        raise SystemExit(f"{path} is no checkpoint for this: {error!r:.200}") from None
-
-def report(log, stage, step, parts):  # prints the parts of the loss, and appends them to log
-    values = [part.item() for part in parts.values()]
-    words = [f"{name} {value:.3f} |" for name, value in zip(parts, values, strict=True)]
-    print(f"{stage:8} {step:4} |", *words, f"total {sum(values):.3f}")
-    with open(log, "a") as file:
-        print(stage, step, *values, sum(values), sep=",", file=file)
-
-def train(model, perceptual, path, crops, photos, args):
-    """Johnson: train a network on many photos. Every --eval-every steps validate and save."""
-    optimizer = torch.optim.Adam(model.parameters())
-    start = 0
-    if args.resume and path.exists():
-        checkpoint = load_checkpoint(path, model)[1]
-        optimizer.load_state_dict(checkpoint["optimizer"])
-        start = checkpoint["step"]
-    rest = range(start * args.batch_size, args.steps * args.batch_size)
-    batches = DataLoader(crops, args.batch_size, sampler=rest)
+def train(model, perceptual, path, crops, held_out, args):
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    numbers = range(args.steps * args.batch_size)
+    batches = DataLoader(crops, args.batch_size, sampler=numbers, num_workers=args.workers)
     clock = time.time()
-    for step, x in enumerate(batches, start + 1):
-        x = x.to(args.device)
-        loss = sum(perceptual(model(x), x).values()).mean()
-        cosine = 0.5 + 0.5 * math.cos(math.pi * step / args.steps)  # after a short warm-up
-        optimizer.param_groups[0]["lr"] = args.lr * min(1, step / 50) * cosine
+    for step, photos in enumerate(batches, start=1):
+        photos = photos.to(args.device)
+        with autocast(args.device):
+            parts = perceptual(model(photos), perceptual.content(photos))
+        loss = parts["total"].mean()
+        optimizer.param_groups[0]["lr"] = learning_rate(step, args.steps, args.lr)
         optimizer.zero_grad()
         loss.backward()
-        check(loss.isfinite(), f"the loss is {loss}: lower --lr; {path} is still good")
+        norm = nn.utils.clip_grad_norm_(model.parameters(), math.inf)  # measured, not clipped
+        check(norm.isfinite(), f"step {step}: the gradient is {norm}: lower --lr")
         optimizer.step()
         if step % 20 == 0:
-            left = (time.time() - clock) / (step - start) * (args.steps - step)
-            print(f"step {step:6}/{args.steps} | loss {loss:.4f} | {left:.0f} s left")
+            seconds = (time.time() - clock) / step * (args.steps - step)
+            print(f"step {step:6}/{args.steps} | loss {loss:.4f} | {seconds:.0f} s left")
         if step % args.eval_every == 0 or step == args.steps:
-            data = io.BytesIO()
-            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(),
-                        "step": step, "config": model.config, "args": vars(args)}, data)
-            Path(f"{path}.tmp").write_bytes(data.getvalue())
-            os.replace(f"{path}.tmp", path)  # it has its name only when it is whole
-            report(path.with_name("log.csv"), "network", step, evaluate(model, perceptual, photos))
+            parts = evaluate(model, perceptual, held_out)
+            report(path.with_name("log.csv"), "network", "held out", step, parts)
+            with open(f"{path}.tmp", "wb") as file:
+                torch.save({"model": model.state_dict(), "step": step, "config": model.config,
+                            "args": vars(args)}, file)
+            os.replace(f"{path}.tmp", path)  # whole, or not there
+            print(f"eval {step:6}/{args.steps} | loss {parts['total']:.4f} | saved {path}")
 
-def optimize(x, perceptual, log, args):
-    """Gatys: the parameters are the pixels of one picture. Return it, and all its losses."""
-    image = x.clone() if args.start == "photo" else torch.rand_like(x)
-    optimizer = torch.optim.Adam([image.requires_grad_()])
-    losses = []
-    for step in range(args.optimize_steps + 1):
-        parts = perceptual(image, x)
-        loss = sum(parts.values()).mean()
-        losses.append(loss.item())
-        if step % 10 == 0:
-            report(log, "optimise", step, parts)
-        optimizer.param_groups[0]["lr"] = 0.05 * (1 - step / args.optimize_steps)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        image.data.clamp_(0, 1)
-    return image.detach(), losses
+# %% 5. Which is nearer? The loss of both, beside that of the photo as it is
+@torch.no_grad()  # instance norm is the same in training and in use: no model.eval()
+def evaluate(model, perceptual, photos):
+    """{part of the loss: its mean over model's pictures of photos, a list of (1, 3, H, W)}."""
+    rows = [perceptual(model(photo), perceptual.content(photo)) for photo in photos]
+    return {part: sum(row[part] for row in rows).item() / len(rows) for part in rows[0]}
 
-# %% 7. Use it
+def report(log, stage, photo, step, parts):  # a line to read, and a row of log.csv
+    words = [f"{part} {value:.3f}" for part, value in parts.items()]
+    print(f"{stage:8} {photo:8} {step:5}", *words, sep=" | ")
+    with open(log, "a") as file:
+        file.write("" if file.tell() else "stage,photo,step,content,style,variation,total\n")
+        print(stage, photo, step, *parts.values(), sep=",", file=file)
+
+def compare(name, photo, model, perceptual, log, args):
+    """Redraw a photo, (1, 3, H, W), in both ways, or by its pixels alone: {title: image}."""
+    optimised, totals = optimize(photo, perceptual, name, log, args)
+    images = {"photo": photo, "optimised": optimised}
+    if args.steps or args.init:
+        parts = evaluate(model, perceptual, [photo])
+        report(log, "network", name, args.steps, parts)
+        behind = sum(total > parts["total"] for total in totals[1:])
+        print(f"the network is ahead of {behind} of {args.optimize_steps} optimiser's steps")
+        images["network"] = model(photo).detach()
+    return {title: to_image(image[0]) for title, image in images.items()}
+
+# %% 6. Use it: the lesson in short, then your photos
+def run(args, out):
+    torch.manual_seed(args.seed)
+    model = load_checkpoint(args.init) if args.init else StyleNet(args.nf)
+    layout = torch.contiguous_format if args.device == "mps" else torch.channels_last
+    model.to(args.device, memory_format=layout)  # mps: wrong gradients
+    painting = open_image(args.style or Path(__file__).parent / "tests/data/painting.png")
+    painting = ImageOps.cover(painting, (args.style_size, args.style_size))
+    try:
+        perceptual = PerceptualLoss(to_tensor(painting)[None], args)
+    except ValueError as error:  # no such layer
+        raise SystemExit(str(error)) from None
+    size = (args.content_size, args.content_size)
+    photos = {}
+    if args.content:
+        content = ImageOps.cover(open_image(args.content), size)
+        photos["your"] = to_tensor(content)[None].to(args.device)
+    if args.steps:
+        paths = find_photos(args.data, out, least=4)
+        every = min(20, (len(paths) + 1) // 2)  # one in twenty is held out
+        held_out = [ImageOps.fit(open_image(path), size) for path in paths[every // 2::every][:4]]
+        held_out = [to_tensor(photo)[None].to(args.device) for photo in held_out]
+        del paths[every // 2::every]
+        crops = Crops(paths, args.size, args.seed)
+    out = out.resolve() if out.is_symlink() else out
+    log = out / "log.csv"
+    if log.exists():
+        print("earlier run kept as", out.rename(f"{out}-{time.strftime('%Y%m%d-%H%M%S')}"))
+    out.mkdir(parents=True, exist_ok=True)
+    if args.steps:
+        report(log, "photo", "held out", 0, evaluate(nn.Identity(), perceptual, held_out))
+        train(model, perceptual, out / "network.pt", crops, held_out, args)
+        held_out.sort(key=lambda photo: evaluate(model, perceptual, [photo])["total"])
+        photos |= {"best": held_out[0], "worst": held_out[-1]}
+    rows = [compare(name, photos[name], model, perceptual, log, args) for name in photos]
+    for title, image in rows[0].items():
+        image.save(out / f"{title}.png")
+    draw_figure(out / "figure.png", painting, rows, args.content_size)
+
 @torch.no_grad()
 def apply(model, paths, out):
-    """Stylise files into out/<stem>_styled.png; whole, as instance norm looks at all of it."""
+    """Stylise files into out/<stem>_styled.png. A bad one does not stop the others. A photo is
+    done whole, as instance norm looks at all of it; so its size is bounded by the memory."""
     out.mkdir(parents=True, exist_ok=True)
     failed = []
     for path in paths:
         target = out / f"{Path(path).stem}_styled.png"
         try:
             if target.exists():
-                raise OSError(f"{target} exists: move it away, or give another --out")
+                raise OSError(f"{target} exists: move it away")
             photo = open_image(path)
+            if min(photo.size) < 5:
+                raise OSError(f"{path} has a side below 5 px: too small for mirrors")
             x = to_tensor(photo)[None].to(next(model.parameters()).device)
             styled = to_image(model(x)[0])
             styled.save(f"{target}.tmp", "PNG", icc_profile=photo.info.get("icc_profile"))
             os.replace(f"{target}.tmp", target)
-            print(f"{path} -> {target}, {styled.width} x {styled.height}, RGB on white")
-        except OSError as error:
-            failed.append(f"not stylised: {error}")
+            print(f"{path} -> {target}, {styled.width} x {styled.height}")
+        except (OSError, MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "memory" not in str(error):
+                raise
+            failed.append(f"not stylised: {path}: {str(error).splitlines()[0]}")
     check(not failed, "\n".join(failed))
 
-def compare(x, model, perceptual, log, args):
-    """Stylise x, (1, 3, H, W), both ways. Return {title: image}."""
-    optimised, losses = optimize(x, perceptual, log, args)
-    parts = evaluate(model, perceptual, x)
-    report(log, "network", args.steps, parts)
-    steps = sum(loss > sum(parts.values()).item() for loss in losses)
-    print(f"the network is as good as {steps} steps of the optimiser")
-    pictures = {"photo": x, "optimised": optimised, "network": model(x)}
-    return {title: to_image(picture[0]) for title, picture in pictures.items()}
+# %% 7. Files (skip this at first reading)
+def check(condition, sentence):  # a sentence, no traceback
+    if not condition:
+        raise SystemExit(sentence)
 
-def draw_figure(path, rows):
-    """A row a dict {title: image}, each image cut to a square."""
-    sheet = Image.new("RGB", (264 * 3, 292 * len(rows)), "white")
-    for i, row in enumerate(rows):
-        for j, (title, image) in enumerate(row.items()):
-            ImageDraw.Draw(sheet).text((264 * j + 4, 292 * i), title, "black", font_size=22)
-            sheet.paste(ImageOps.fit(image, (256, 256)), (264 * j + 4, 292 * i + 28))
+def open_image(path):  # RGB, upright, on white; or OSError
+    try:
+        with open(path, "rb") as file:  # else some TIFFs stay unturned
+            image = ImageOps.exif_transpose(Image.open(file))
+        if image.mode.startswith(("I", "F")):
+            raise ValueError("more than 8 bits a channel")
+        flat = Image.new("RGB", image.size, "white")
+        flat.paste(image.convert("RGBA"), mask=image.convert("RGBA"))
+        profile = image.info.get("icc_profile", b"")
+        flat.info = {"icc_profile": profile} if profile[16:20] == b"RGB " else {}
+        return flat
+    except Exception as error:
+        raise OSError(f"cannot read {path} as an image ({error})") from None
+
+@lru_cache(maxsize=2000)
+def open_small(path, size):  # to train on: a camera's photo takes 50 MB
+    image = open_image(path)
+    side = max(size, min(512, *image.size))
+    return ImageOps.cover(image, (side, side))
+
+def find_photos(folder, out, least=1):  # none twice, and none that a run wrote
+    if folder == "imagenet_sample" and not Path(folder).exists():
+        folder = f"{Path(__file__).resolve().parent}/tests/data/photos"
+        print(f"no imagenet_sample here: {folder} takes its place. To get it:\n"
+              "git clone https://github.com/EliSchwartz/imagenet-sample-images imagenet_sample")
+    own = (f"{out.resolve()}{os.sep}", f"{out.resolve()}-20")
+    known = tuple(Image.registered_extensions())
+    files = map(os.path.realpath, glob.glob(f"{glob.escape(folder)}/**", recursive=True))
+    photos = sorted({f for f in files if f.lower().endswith(known) and not f.startswith(own)})
+    check(len(photos) >= least, f"{folder} has {len(photos)} photos, it takes {least}")
+    return photos
+
+def load_checkpoint(path):  # the model that train saved
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        model = StyleNet(**checkpoint["config"])
+        model.load_state_dict(checkpoint["model"])
+    except Exception as error:
+        raise SystemExit(f"{path} is no checkpoint for this: {error!r:.300}") from None
+    print(f"loaded {path}")
+    return model
+
+def draw_figure(path, painting, rows, side):  # each picture cut to a square
+    rows = [{"painting": painting, **rows[0]}, *rows[1:]]
+    width, height = side + 8, side + 36
+    sheet = Image.new("RGB", (width * len(rows[0]), height * len(rows)), "white")
+    for y, row in zip(range(28, sheet.height, height), rows, strict=True):
+        left = sheet.width - width * len(row)
+        for x, (title, image) in zip(range(left, sheet.width, width), row.items(), strict=True):
+            ImageDraw.Draw(sheet).text((x + 4, y - 28), title, "black", font_size=22)
+            sheet.paste(ImageOps.fit(image, (side, side)), (x + 4, y))
     sheet.save(path)
     print(f"figure: {path}, its last row with the highest loss")
 
-# %% 8. Main
-def load_loss(painting, args):
-    try:
-        return PerceptualLoss(painting, args, args.weights)
-    except ValueError as error:  # no such layer
-        raise SystemExit(str(error)) from None
+# %% 8. Settings and main
+def get_args(argv=None):
+    found = torch.accelerator.is_available()
+    device = torch.accelerator.current_accelerator().type if found else "cpu"
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False,
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    add("--data", default="imagenet_sample", help="folder of photos")
+    add("--style", help="the painting; none: tests/data/painting.png")
+    add("--content", help="photo to redraw in the end")
+    add("--size", type=int, default=128, help="side of a crop")
+    add("--style-size", type=int, default=256, help="of the painting: scales its strokes")
+    add("--content-size", type=int, default=256, help="of photos in the end")
+    add("--nf", type=int, default=16, help="feature channels")
+    add("--vgg", type=int, default=16, choices=(16, 19), help="layers (Gatys: 19)")
+    add("--weights", default="included", choices=("included", "torchvision", "random"))
+    add("--content-layer", default="relu2_2", help="where VGG compares content")
+    add("--style-layers", nargs="+", metavar="LAYER", help="where it compares style",
+        default=["relu1_2", "relu2_2", "relu3_3", "relu4_3"])
+    add("--content-weight", type=float, default=1, help="of the content loss")
+    add("--style-weight", type=float, nargs="+", default=[5], help="one, or one a layer")
+    add("--tv", type=float, default=0.1, help="of the total variation")
+    add("--steps", type=int, default=270, help="of training; 0: optimise --content alone")
+    add("--optimize-steps", type=int, default=20, help="on the pixels of a photo")
+    add("--start", default="photo", choices=("photo", "noise"), help="of these pixels")
+    add("--batch-size", type=int, default=1, help="crops a step")
+    add("--lr", type=float, default=1.5e-3, help="highest learning rate")
+    add("--seed", type=int, default=0, help="of weights and crops")
+    add("--eval-every", type=int, default=90, help="steps between validations")
+    add("--device", default=device, choices=sorted({"cpu", device}))
+    add("--workers", type=int, default=0, help="to load data")
+    add("--out", default="out/style", help="where a run writes")
+    add("--init", help="checkpoint to use, or to start from")
+    add("--apply", nargs="+", metavar="PHOTO", help="only stylise these")
+    args = parser.parse_args(argv)
+    check(args.steps or args.content or args.apply, "--steps 0 takes --content")
+    check(len(args.style_weight) in (1, len(args.style_layers)),
+          f"--style-weight takes one number, or {len(args.style_layers)}: one a layer")
+    least = min(args.size // 48, args.content_size // 48, args.style_size // 48, args.nf,
+                args.batch_size, args.eval_every, args.seed + 1, args.optimize_steps + 1)
+    check(args.lr > 0 < least, "at least 48 for sizes, 1 for --nf, --batch-size; --lr > 0")
+    return args
 
 def main(argv=None):
     args = get_args(argv)
     out = Path(args.out)
-    if args.apply:
-        model = load_checkpoint(args.init or out / "network.pt")[0].to(args.device)
-        return apply(model, args.apply, out)
-    torch.manual_seed(args.seed)
-    model = StyleNet(args.nf)
-    if args.init:
-        load_checkpoint(args.init, model)
-    model.to(args.device, memory_format=torch.channels_last)
-    style = open_image(args.style) if args.style else painting(args.seed)
-    style = ImageOps.fit(style, (256, 256), centering=(1, 0))
-    perceptual = load_loss(to_tensor(style)[None].to(args.device), args)
-
-    photos = find_photos(args.data, args.size // 2, partial(landscape, args.seed), 2)
-    square = (args.content_size, args.content_size)
-    unseen = [to_tensor(ImageOps.fit(photo(), square)) for photo in photos[:160:20]]
-    unseen = torch.stack(unseen).to(args.device)
-    del photos[::20]  # they are never trained on
-    crops = Crops(photos, args.size, args.seed)
-    print(f"a batch: {args.batch_size} of {tuple(crops[0].shape)}")
-    if (out / "log.csv").exists() and not args.resume:
-        print("earlier run kept as", out.rename(f"{out}-{time.strftime('%Y%m%d-%H%M%S')}"))
-    out.mkdir(parents=True, exist_ok=True)
-    if not (out / "log.csv").exists():
-        (out / "log.csv").write_text("stage,step,content,style,variation,total\n")
-    report(out / "log.csv", "photos", 0, evaluate(nn.Identity(), perceptual, unseen))
-    train(model, perceptual, out / "network.pt", crops, unseen, args)
-    model.requires_grad_(False)
-    content = open_image(args.content) if args.content else landscape(args.seed, 400)
-    content = to_tensor(ImageOps.cover(content, square)).to(args.device)
-    losses = sum(perceptual(model(unseen), unseen).values())
-    rows = [compare(x[None], model, perceptual, out / "log.csv", args)
-            for x in (content, unseen[losses.argmin()], unseen[losses.argmax()])]
-    rows[0]["optimised"].save(out / "optimised.png")
-    draw_figure(out / "figure.png", [{"painting": style}, *rows])
+    if not args.apply:
+        return run(args, out)
+    model = load_checkpoint(args.init or out / "network.pt").to(args.device)
+    return apply(model, args.apply, out)
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")  # for odd file names
     try:
         main()
-    except (KeyboardInterrupt, OSError) as error:  # Ctrl-C; no space, no permission
-        raise SystemExit(f"stopped: {str(error) or 'Ctrl-C; --resume goes on'}") from None
+    except (KeyboardInterrupt, OSError) as error:
+        raise SystemExit(f"stopped: {(str(error) or 'Ctrl-C').splitlines()[-1]}") from None

@@ -96,17 +96,17 @@ def fast_neural_style(folder, seconds):
                       for k in layers)
         return 1e5 * F.mse_loss(features["relu2_2"], target) + 1e10 * strokes
 
-    photos = style.find_photos(str(folder / "imagenet_sample"), 128)
-    unseen = [style.to_tensor(ImageOps.fit(photo(), (192, 192))) for photo in photos[:160:20]]
-    del photos[::20]
+    paths = style.find_photos(str(folder / "imagenet_sample"), Path("out"))
+    unseen = [style.to_tensor(ImageOps.fit(style.open_image(path), (192, 192)))[None]
+              for path in paths[:160:20]]
+    del paths[::20]
     optimizer = torch.optim.Adam(net.parameters(), 1e-3)
-    steps = train(net, loss_fn, optimizer, style.Crops(photos, 256), 4, seconds)
+    steps = train(net, loss_fn, optimizer, style.Crops(paths, 256), 4, seconds)
     args = style.get_args(["--device", "cpu"])
-    perceptual = style.PerceptualLoss(style.to_tensor(square)[None], args, "included")
-    x = torch.stack(unseen)
-    parts = style.evaluate(lambda x: net(x).clamp(0, 1), perceptual, x)
-    print(f"fast_neural_style, {steps} steps: total {sum(parts.values()):.2f}, of the photos "
-          f"{sum(style.evaluate(nn.Identity(), perceptual, x).values()):.2f}")
+    perceptual = style.PerceptualLoss(style.to_tensor(square)[None], args)
+    totals = [style.evaluate(method, perceptual, unseen)["total"]
+              for method in (lambda x: net(x).clamp(0, 1), nn.Identity())]
+    print(f"fast_neural_style, {steps} steps: total {totals[0]:.2f}, of the photos {totals[1]:.2f}")
 
 
 def double_conv(before, after):

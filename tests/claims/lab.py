@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 from generators import write_leaves
+from painting import painting
 from PIL import ImageOps
 from torch import nn
 from torch.utils.data import default_collate
@@ -61,7 +62,7 @@ def material(real):
     else:
         leaves = write_leaves(Path(folder.name) / "leaves", scaled(100, 10))
         photos = sr.find_photos(str(leaves), Path("out"))
-        picture = style.painting(0)
+        picture = painting()
         pairs = generated_cars(0, scaled(20), 128)
     held = photos[::max(1, len(photos) // 6)][:scaled(6)]
     val = [sr.open_image(path).crop((0, 0, 192, 192)) for path in held]

@@ -13,10 +13,6 @@ import style
 from claims.lab import material, period_2, quiet, scaled, seconds, steps_of
 from common import VGGFeatures, gram_matrix
 
-def opened(paths):  # as style.Crops takes them
-    return [functools.partial(style.open_image, path) for path in paths]
-
-
 def gram(data, seed):
     """bmm keeps the images of a batch apart, mm mixes them in the style loss"""
     vgg = VGGFeatures(["relu2_2"])
@@ -62,7 +58,7 @@ class Cropped(style.StyleNet):
             if isinstance(layer, style.ResBlock):
                 self.layers[i] = CroppedBlock(conv_norm(), nn.ReLU(), conv_norm())
 
-    def forward(self, x):
+    def forward(self, x):  # H and W are multiples of 4
         return self.layers(F.pad(x, (40, 40, 40, 40), "reflect")).sigmoid()
 
 
@@ -79,11 +75,11 @@ def trained(real, padding, norm, seed):
             module[1] = nn.BatchNorm2d(module[1].num_features)
     net.to(memory_format=torch.channels_last)
     args = style.get_args(["--style-layers", "relu1_2", "relu2_2", "relu3_3", "--device", "cpu"])
-    perceptual = style.PerceptualLoss(data.painting, args, "included")
+    perceptual = style.PerceptualLoss(data.painting, args)
 
     def loss_fn(net, x):
-        return sum(perceptual(net(x), x).values()).mean()
-    seconds(steps_of(net, loss_fn, style.Crops(opened(data.photos), 96, seed), scaled(60), 5e-3,
+        return perceptual(net(x), perceptual.content(x))["total"].mean()
+    seconds(steps_of(net, loss_fn, style.Crops(data.photos, 96, seed), scaled(60), 5e-3,
                      scaled(4)))
     return net.eval(), perceptual
 
@@ -119,7 +115,7 @@ def instance_norm(data, seed):
     losses = []
     for norm in "instance", "batch":
         net, perceptual = trained(data.real, "reflect", norm, seed)
-        losses.append(sum(style.evaluate(net, perceptual, small(data)).values()).item())
+        losses.append(style.evaluate(net, perceptual, small(data).split(1))["total"])
     return {"total loss after 60 steps: instance / batch": (*losses, "lower")}
 
 
@@ -169,11 +165,11 @@ def one_pass(data, seed):
         start = time.perf_counter()
         out = net(x)
         fast = time.perf_counter() - start
-        wanted = sum(perceptual(out, x).values()).item()
+        wanted = perceptual(out, perceptual.content(x))["total"].item()
     args = style.get_args(["--optimize-steps", str(scaled(80)), "--device", "cpu"])
     start = time.perf_counter()
     with quiet() as folder:
-        _, losses = style.optimize(x, perceptual, folder / "log.csv", args)
+        _, losses = style.optimize(x, perceptual, "photo", folder / "log.csv", args)
     slow = time.perf_counter() - start
     equal = next((i for i, loss in enumerate(losses) if loss <= wanted), len(losses) - 1)
     return {"seconds to its loss: network x 10 / optimiser (80 steps at most)": (
