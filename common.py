@@ -18,8 +18,7 @@ class SaveFeatures:
     """Keeps the latest output of a module in `.features`, by a forward hook.
 
     A hook is a function that a module calls with its output each time it has run: one can look
-    into a network without a change to its code. No copy is made, so an in-place ReLU behind the
-    module would overwrite what is kept.
+    into a network and leave its code alone. An in-place ReLU would overwrite what is kept.
     """
 
     def __init__(self, module):
@@ -32,7 +31,7 @@ class SaveFeatures:
 class VGGFeatures(nn.Module):
     """What a frozen VGG sees in a picture: the outputs of some of its layers.
 
-    layers: names such as "relu2_1": the ReLU behind the first convolution of block 2
+    layers: names such as "relu2_1": the ReLU after the first convolution of block 2
     weights: "included" (tests/data/vgg16.pt, up to relu4_3), "torchvision" (its own file,
         downloaded once, half a gigabyte) or "random"
     depth: 16 or 19
@@ -57,8 +56,9 @@ class VGGFeatures(nn.Module):
             modules[f"pool{block}"] = pool(2)
         names = list(modules)
         if not layers or not set(layers) <= set(names):
-            raise ValueError(f"VGG{depth} has no {layers}; it has {' '.join(names)}")
-        # What lies behind the last layer asked for is left out, above all the fully connected
+            unknown = set(layers) - set(names)
+            raise ValueError(f"VGG{depth} has no {unknown}; it has {' '.join(names)}")
+        # What comes after the last layer asked for is left out, above all the fully connected
         # layers: nine tenths of the weights, and why the paper's VGG takes one size only.
         self.names = names[:max(names.index(name) for name in layers) + 1]
         self.features = nn.Sequential(*[modules[name] for name in self.names])
@@ -75,7 +75,7 @@ class VGGFeatures(nn.Module):
         self.register_buffer("std", std, persistent=False)
         self.load_state_dict(self.read(weights, depth))
         self.requires_grad_(False)  # VGG judges; it never learns
-        self.saved = {name: SaveFeatures(modules[name]) for name in layers}
+        self.saved = {name: SaveFeatures(modules[name]) for name in dict.fromkeys(layers)}
 
     def read(self, weights, depth):  # a state_dict
         state = self.state_dict()
@@ -105,7 +105,7 @@ class VGGFeatures(nn.Module):
                 else:
                     nn.init.kaiming_normal_(value, generator=generator)
                     value += value.mean((2, 3), keepdim=True)  # smoother kernels
-                    if value.shape[1] > 3:  # no mean, or all channels see brightness
+                    if value.shape[1] > 3:  # else each channel mostly sees brightness
                         value -= value.mean((1, 2, 3), keepdim=True)
         return state
 
@@ -118,7 +118,7 @@ class VGGFeatures(nn.Module):
         return features
 
 def gram_matrix(x):
-    """Which channels fire together: the style of a picture (Gatys 2016, eq. 3).
+    """How much channels fire together, anywhere: the style of a picture (Gatys 2016, eq. 3).
 
     x: (B, C, H, W) features, float32 -> (B, C, C). Divided by C * H * W (Johnson 2016, eq. 3),
     pictures of different sizes compare. bmm keeps those of a batch apart; mm would mix them.

@@ -47,29 +47,28 @@ class Crops(Dataset):
         return to_tensor(ImageOps.fit(photo, (self.size, self.size), centering=rng.random(2)))
 
 # %% 2. Loss: content and style, as VGG sees them (Gatys et al. 2016, eq. 1 and 5)
-# Which layers? Early ones keep each pixel; deep ones keep shapes, and forget where exactly and
-# in which colour. Content is compared in relu2_2: outlines have to stay, shades are free. Style
-# is compared in the last layers before the first four pools. They see 5, 14, 40 and 92
-# pixels, and the strokes that they ask for grow alike.
+# Which layers? Early ones keep each pixel, deep ones only shapes. Content is compared early, in
+# relu2_2, so that one knows the photo again after minutes of training. Style is compared in the
+# last layers before the first four pools. They see 5, 14, 40 and 92 pixels: strokes of all widths.
 def relative(x, y):
     """||x - y||^2 / ||y||^2 of each item, (B,). 0: equal; 1: as far off as all zeros would be.
-    The papers do not divide. Then the layer with the largest numbers outweighs the others."""
+    The papers do not divide: there, the layer with the largest numbers outweighs the others."""
     return (x - y).square().flatten(1).sum(1) / y.square().flatten(1).sum(1)
 
 class PerceptualLoss:
     """perceptual(out, perceptual.content(photos)) -> {"content", "style", "variation", "total"},
-    (B,) each. out, photos: (B, 3, H, W) in [0, 1]; painting: (1, 3, h, w), of any size.
-    Raises ValueError if VGG has no such layer."""
+    (B,) each, times its weight: at the default of 5, a style of 5 is as far off as all zeros.
+    out, photos: (B, 3, H, W) in [0, 1]; painting: (1, 3, h, w). ValueError for unknown layers."""
 
     def __init__(self, painting, args):
         self.args = args
         layers = [args.content_layer, *args.style_layers]
-        self.vgg = VGGFeatures(layers, args.weights, args.vgg).to(args.device)
-        # For photos one that ends at the content layer: they need no more, and a step is faster.
-        self.short_vgg = VGGFeatures(layers[:1], args.weights, args.vgg).to(args.device)
+        self.vgg = VGGFeatures(layers, args.weights, depth=args.vgg).to(args.device)
+        # A second VGG, for photos, ends at the content layer: they need no more. That saves time.
+        self.short_vgg = VGGFeatures(layers[:1], args.weights, depth=args.vgg).to(args.device)
         features = self.vgg(painting.to(args.device))
         self.grams = {name: gram_matrix(features[name]) for name in args.style_layers}
-        share = len(self.grams) // len(args.style_weight)  # one weight: all share it
+        share = len(self.grams) // len(args.style_weight)  # layers to a weight: all, or one
         self.weights = [weight / share for weight in args.style_weight * share]
 
     @torch.no_grad()  # the photo is given: nothing to learn
@@ -80,11 +79,11 @@ class PerceptualLoss:
         features = self.vgg(out)
         # Content: the same activations at the same places.
         distance = relative(features[self.args.content_layer], content)
-        # Style: the same channels together, anywhere, as a Gram matrix sums over the places.
+        # Style: the same channels active together, anywhere, as a Gram matrix sums over places.
         style = 0
         for (layer, gram), weight in zip(self.grams.items(), self.weights, strict=True):
             style = style + weight * relative(gram_matrix(features[layer]), gram)
-        # Total variation: how much neighbours differ, most of all in noise.
+        # Total variation: how much neighbouring pixels differ. It is largest in noise.
         variation = out.diff(dim=2).abs().mean((1, 2, 3)) + out.diff(dim=3).abs().mean((1, 2, 3))
         parts = {"content": self.args.content_weight * distance, "style": style,
                  "variation": self.args.tv * variation}
@@ -92,7 +91,8 @@ class PerceptualLoss:
 
 # %% 3. First way: the pixels of one picture (Gatys et al. 2016)
 def optimize(photo, perceptual, name, log, args):
-    """(1, 3, H, W) -> the same, optimised, and the loss before each step and in the end."""
+    """(1, 3, H, W) -> the same, optimised; and its losses, before each step and in the end.
+    It starts from the photo, as in d2l: from noise, as in the paper, takes more steps."""
     image = photo.clone() if args.start == "photo" else torch.rand_like(photo)
     optimizer = torch.optim.Adam([image.requires_grad_()])  # its pixels are the parameters
     content = perceptual.content(photo)
@@ -104,8 +104,8 @@ def optimize(photo, perceptual, name, log, args):
             report(log, "optimise", name, step, {k: v.item() for k, v in parts.items()})
         if step == args.optimize_steps:  # the last round only measures
             return image.detach(), totals
-        # Adam moves a pixel by about its rate: at 0.1, by 26 of 255 grey levels, then by less.
-        # differs from the paper: L-BFGS, some hundreds of steps.
+        # A step of Adam is about its rate for each pixel: at 0.1, 26 of 255 grey levels. Large at
+        # first, for colours, small in the end. differs from the paper (L-BFGS, hundreds of steps)
         optimizer.param_groups[0]["lr"] = 0.1 * (1 - step / args.optimize_steps)
         optimizer.zero_grad()
         parts["total"].sum().backward()
@@ -117,27 +117,27 @@ def optimize(photo, perceptual, name, log, args):
 def conv_norm(channels_in, channels_out, kernel=3, stride=1):
     """A convolution, then instance norm: each channel of each picture gets mean 0 and variance
     1, then a scale and a shift that are learned. So the photo's own contrast is gone, and the
-    painting's takes its place (Ulyanov 2016). differs from the paper: batch norm, whose mean is
-    that of all photos of a batch. Zeros around a picture would be a black frame, which a net
-    learns to paint; so the borders are mirrors. No bias: the norm would take it away again."""
+    painting's takes its place (Ulyanov 2016). differs from the paper (batch norm: one mean for
+    all photos of a batch). Borders are mirrors, as zeros would be an edge that no photo has, and
+    the net would paint it. No bias: the norm would take it away again."""
     conv = nn.Conv2d(channels_in, channels_out, kernel, stride, padding=kernel // 2,
                      padding_mode="reflect", bias=False)
     return nn.Sequential(conv, nn.InstanceNorm2d(channels_out, affine=True))
 
-class ResBlock(nn.Sequential):  # layers, and a way round them (Gross and Wilber 2016)
+class ResBlock(nn.Sequential):  # shapes pass by; the layers learn the change (Gross, Wilber 2016)
     def forward(self, x):
         return x + super().forward(x)
 
 class StyleNet(nn.Module):
-    """(B, 3, H, W) in [0, 1] -> the same, stylised. Down to a quarter, where a conv costs a
-    sixteenth and sees four times as far; five residual blocks; and up again."""
+    """(B, 3, H, W) in [0, 1] -> the same, stylised. Down to a quarter: there 4 nf channels cost
+    what nf do at full size, and see four times as far. Five residual blocks, and up again."""
 
     def __init__(self, nf):
         super().__init__()
         self.config = {"nf": nf}
         blocks = [ResBlock(conv_norm(4 * nf, 4 * nf), nn.ReLU(), conv_norm(4 * nf, 4 * nf))
                   for _ in range(5)]
-        # Enlarging, then a conv: a transposed conv would cover pixels unevenly, a checkerboard.
+        # Enlarge, then convolve: where a transposed conv's kernels overlap, they draw a grid.
         self.layers = nn.Sequential(                             # (B, 3, H, W)
             conv_norm(3, nf, kernel=9), nn.ReLU(),               # (B, nf, H, W)
             conv_norm(nf, 2 * nf, stride=2), nn.ReLU(),          # (B, 2nf, H/2, W/2)
@@ -152,7 +152,7 @@ class StyleNet(nn.Module):
     def forward(self, x):
         H, W = x.shape[2:]
         x = F.pad(x, (0, -W % 4, 0, -H % 4), "reflect")  # to whole quarters
-        return self.layers(x)[..., :H, :W].float().sigmoid()  # paper: tanh, the same
+        return self.layers(x)[..., :H, :W].float().sigmoid()  # a tanh in the paper
 
 def learning_rate(step, steps, lr):  # up a line, down a cosine
     warmup = min(1, step / min(50, steps / 10))  # Adam's averages need it
@@ -237,9 +237,9 @@ def run(args, out):
         photos["your"] = to_tensor(content)[None].to(args.device)
     if args.steps:
         paths = find_photos(args.data, out, least=4)
-        every = min(20, (len(paths) + 1) // 2)  # one in twenty is held out
-        held_out = [ImageOps.fit(open_image(path), size) for path in paths[every // 2::every][:4]]
-        held_out = [to_tensor(photo)[None].to(args.device) for photo in held_out]
+        every = min(20, (len(paths) + 1) // 2)  # one in twenty is held out, up to four serve
+        squares = [ImageOps.fit(open_image(p), size) for p in paths[every // 2::every][:4]]
+        held_out = [to_tensor(photo)[None].to(args.device) for photo in squares]
         del paths[every // 2::every]
         crops = Crops(paths, args.size, args.seed)
     out = out.resolve() if out.is_symlink() else out
@@ -334,12 +334,11 @@ def draw_figure(path, painting, rows, side):  # each picture cut to a square
     width, height = side + 8, side + 36
     sheet = Image.new("RGB", (width * len(rows[0]), height * len(rows)), "white")
     for y, row in zip(range(28, sheet.height, height), rows, strict=True):
-        left = sheet.width - width * len(row)
-        for x, (title, image) in zip(range(left, sheet.width, width), row.items(), strict=True):
-            ImageDraw.Draw(sheet).text((x + 4, y - 28), title, "black", font_size=22)
-            sheet.paste(ImageOps.fit(image, (side, side)), (x + 4, y))
+        for n, (title, image) in enumerate(row.items(), start=len(rows[0]) - len(row)):
+            ImageDraw.Draw(sheet).text((n * width + 4, y - 28), title, "black", font_size=22)
+            sheet.paste(ImageOps.fit(image, (side, side)), (n * width + 4, y))
     sheet.save(path)
-    print(f"figure: {path}, its last row with the highest loss")
+    print(f"figure: {path}")
 
 # %% 8. Settings and main
 def get_args(argv=None):
@@ -361,7 +360,7 @@ def get_args(argv=None):
     add("--style-layers", nargs="+", metavar="LAYER", help="where it compares style",
         default=["relu1_2", "relu2_2", "relu3_3", "relu4_3"])
     add("--content-weight", type=float, default=1, help="of the content loss")
-    add("--style-weight", type=float, nargs="+", default=[5], help="one, or one a layer")
+    add("--style-weight", type=float, nargs="+", default=[5], help="one for all, or one a layer")
     add("--tv", type=float, default=0.1, help="of the total variation")
     add("--steps", type=int, default=270, help="of training; 0: optimise --content alone")
     add("--optimize-steps", type=int, default=20, help="on the pixels of a photo")
@@ -377,11 +376,12 @@ def get_args(argv=None):
     add("--apply", nargs="+", metavar="PHOTO", help="only stylise these")
     args = parser.parse_args(argv)
     check(args.steps or args.content or args.apply, "--steps 0 takes --content")
-    check(len(args.style_weight) in (1, len(args.style_layers)),
-          f"--style-weight takes one number, or {len(args.style_layers)}: one a layer")
+    check(len(args.style_weight) in (1, len({*args.style_layers})),
+          f"--style-weight takes one number, or {len({*args.style_layers})}: one a layer")
     least = min(args.size // 48, args.content_size // 48, args.style_size // 48, args.nf,
-                args.batch_size, args.eval_every, args.seed + 1, args.optimize_steps + 1)
-    check(args.lr > 0 < least, "at least 48 for sizes, 1 for --nf, --batch-size; --lr > 0")
+                args.batch_size, args.eval_every)
+    check(min(least - 1, args.seed, args.steps, args.optimize_steps) >= 0 < args.lr,
+          "at least 48 for sizes, 1 for --nf, --batch-size, --eval-every; --lr above 0")
     return args
 
 def main(argv=None):
