@@ -270,7 +270,7 @@ def apply(model, paths, out):
                 raise OSError(f"{target} exists: move it away")
             photo = open_image(path)
             if min(photo.size) < 5:
-                raise OSError(f"{path} has a side below 5 px: too small for mirrors")
+                raise OSError("a side is below 5 px, too small for mirrors")
             x = to_tensor(photo)[None].to(next(model.parameters()).device)
             styled = to_image(model(x)[0])
             styled.save(f"{target}.tmp", "PNG", icc_profile=photo.info.get("icc_profile"))

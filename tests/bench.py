@@ -143,7 +143,8 @@ def style_steps(batch, size, device):
         content = style.relative(have[args.content_layer], photo[args.content_layer])
         grams = [style.relative(gram_matrix(have[k]), gram_matrix(goal[k])) for k in layers]
         variation = out.diff(dim=2).abs().mean() + out.diff(dim=3).abs().mean()
-        return (content + args.style_weight * sum(grams) / len(grams)).mean() + args.tv * variation
+        strokes = args.style_weight[0] * sum(grams) / len(grams)
+        return (content + strokes).mean() + args.tv * variation
 
     a, b = torch.optim.Adam(ours.parameters()), torch.optim.Adam(plain.parameters())
     return perceptual, ours, partial(step, our_loss, a), partial(step, plain_loss, b)
