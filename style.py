@@ -279,7 +279,7 @@ def apply(model, paths, out):
         except (OSError, MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "memory" not in str(error):
                 raise
-            failed.append(f"not stylised: {path}: {str(error).splitlines()[0]}")
+            failed.append(f"not stylised: {path}: {str(error)[:200] or 'no memory'}")
     check(not failed, "\n".join(failed))
 
 # %% 7. Files (skip this at first reading)

@@ -495,19 +495,23 @@ def test_a_bad_file_among_many_does_not_stop_the_others(trained, photos, monkeyp
     Path("notes.jpg").write_text("no photo")
     Image.new("RGB", (4, 40)).save("thin.png")
     Image.new("RGB", (400, 400)).save("huge.png")
+    Image.new("RGB", (300, 300)).save("large.png")
     real = style.StyleNet.forward
 
     def forward(self, x):
         if x.shape[3] == 400:
             torch.empty(10**15)
+        if x.shape[3] == 300:
+            raise MemoryError  # as Python's own, without a word
         return real(self, x)
 
     monkeypatch.setattr(style.StyleNet, "forward", forward)
     with pytest.raises(SystemExit) as stop:
-        style.main(["--apply", "notes.jpg", "thin.png", "huge.png", str(photos / "01.png"),
-                    "--init", str(trained)])
+        style.main(["--apply", "notes.jpg", "thin.png", "huge.png", "large.png",
+                    str(photos / "01.png"), "--init", str(trained)])
     lines = stop.value.code.split("\n")
-    assert len(lines) == 3 and "cannot read notes.jpg" in lines[0]
+    assert len(lines) == 4 and "large.png: no memory" in lines[3]
+    assert "cannot read notes.jpg" in lines[0]
     assert "thin.png" in lines[1] and "5 px" in lines[1]
     assert "huge.png" in lines[2] and "memory" in lines[2]
     before = Path("out/style/01_styled.png").read_bytes()
