@@ -1,399 +1,399 @@
-"""Segmentation: say for every pixel of a photo what it shows, such as car or background.
+"""Segmentation: say for each pixel of a photo what it shows, such as sky, road or car.
 
-    python seg.py --data carvana                  train; ends in a table and a figure
-    python seg.py --apply photo.jpg --init out/seg/unet-64px.pt       segment a photo
+    python seg.py                                drawn streets; ends in a table and a figure
+    python seg.py --data mine --weights torchvision      mine/images, mine/masks, classes.txt
+    python seg.py --apply photo.jpg --init out/seg/unet.pt              the classes in a photo
 
-A ResNet sees what is in a photo, but 32 times smaller. A simple head or a U-Net enlarges
-that. fast.ai's lesson 14, simplified from He 2016 and Ronneberger 2015. Generated cars,
-random weights, 3 minutes on two cores: Dice 0.94 and 0.97.
+A ResNet sees what is in a photo, but its map of that is 32 times smaller. A head enlarges it: the
+FCN at once, the simple head in five steps, the U-Net in five that also look at earlier maps.
 """
 import argparse
 import math
-import sys
+import socket
 import time
-from functools import partial
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageColor, ImageDraw, ImageOps
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from common import SaveFeatures
 
-# %% 1. Settings
+# %% 1. Data: photos, and masks with the number of a class at each pixel
+VOID = 255  # where nobody knows: neither learned nor counted
+
+def to_tensor(image):  # RGB Pillow image -> (3, H, W) float in [0, 1]
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+
+class Crops(Dataset):  # without end: number n follows from (seed, n) alone
+    def __init__(self, pairs, size, seed=0):
+        self.pairs, self.size, self.seed = pairs, size, seed
+
+    def __getitem__(self, n):  # (3, size, size) and (size, size)
+        rng = np.random.default_rng([self.seed, n])
+        photo, mask = open_pair(*self.pairs[rng.integers(len(self.pairs))], self.size)
+        square = self.size, self.size
+        where = rng.random(2)
+        x = to_tensor(ImageOps.fit(photo, square, Image.BILINEAR, centering=where))
+        # Numbers are picked, never averaged: between 0, the sky, and 2, a house, is no road.
+        mask = ImageOps.fit(mask, square, Image.NEAREST, centering=where)
+        y = torch.from_numpy(np.array(mask)).long()
+        return (x.flip(-1), y.flip(-1)) if rng.random() < 0.5 else (x, y)
+
+def split(groups):
+    """{group: its pairs} -> pairs to train on, and pairs held out: the folder val or, without it,
+    every fifth group. With one car on both sides, a net would be praised for remembering it."""
+    held_out = ["val"] if "val" in groups else sorted(groups)[::5]
+    train = [pair for name in groups if name not in held_out for pair in groups[name]]
+    return train, [pair for name in held_out for pair in groups[name]]
+
+# %% 2. Model: a ResNet without its end (He et al. 2016), and three heads
+class BasicBlock(nn.Module):
+    def __init__(self, channels_in, channels_out, stride=1):
+        super().__init__()  # BatchNorm has a bias
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels_out)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels_out)
+        self.downsample = nn.Identity() if stride == 1 else nn.Sequential(
+            nn.Conv2d(channels_in, channels_out, 1, 2, bias=False), nn.BatchNorm2d(channels_out))
+
+    def forward(self, x):
+        out = F.relu(self.bn1(self.conv1(x)))
+        # x has a way round: the convs learn only what to add, and gradients reach early layers.
+        return F.relu(self.bn2(self.conv2(out)) + self.downsample(x))
+
+def resnet18():  # runs in this order; torchvision's names
+    net = nn.Sequential()
+    net.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)  # (B, 64, H/2, W/2)
+    net.bn1 = nn.BatchNorm2d(64)
+    net.relu = nn.ReLU()
+    net.maxpool = nn.MaxPool2d(3, stride=2, padding=1)  # (B, 64, H/4, W/4)
+    net.layer1 = nn.Sequential(BasicBlock(64, 64), BasicBlock(64, 64))
+    net.layer2 = nn.Sequential(BasicBlock(64, 128, 2), BasicBlock(128, 128))
+    net.layer3 = nn.Sequential(BasicBlock(128, 256, 2), BasicBlock(256, 256))
+    net.layer4 = nn.Sequential(BasicBlock(256, 512, 2), BasicBlock(512, 512))
+    return net
+
+def FCN(encoder, nf, classes):  # each cell 32 times larger (Long 2015)
+    large = nn.ConvTranspose2d(classes, classes, 64, stride=32, padding=16)
+    tent = 1 - (torch.arange(64) - 31.5).abs() / 32  # at first, it interpolates
+    large.weight.data = torch.outer(tent, tent) * torch.eye(classes)[..., None, None]
+    return nn.Sequential(nn.Conv2d(512, classes, 1), large)
+
+def up(channels_in, channels_out):
+    """Twice as large. A transposed convolution stamps its kernel once for each pixel, `stride`
+    apart, and adds what overlaps. Kernel 3 and stride 2 overlap unevenly: of ones they make
+    1 1 2 1 2 1 2, a checkerboard. Kernel 2 and stride 2 do not overlap."""
+    return nn.ConvTranspose2d(channels_in, channels_out, kernel_size=2, stride=2)
+
+def SimpleHead(encoder, nf, classes):  # has to guess 32 x 32 pixels from one
+    layers = []
+    for channels_in in (512, nf, nf, nf):  # to H/16, H/8, H/4, H/2
+        layers += [up(channels_in, nf), nn.ReLU(), nn.BatchNorm2d(nf)]
+    return nn.Sequential(*layers, up(nf, classes))
+
+class UpBlock(nn.Module):  # twice as large: half of the channels come from a skip
+    def __init__(self, channels_in, nf, layer, channels_skip):
+        super().__init__()
+        self.skip = SaveFeatures(layer)  # a hook keeps what `layer` returns
+        self.up = up(channels_in, nf // 2)
+        self.conv = nn.Conv2d(channels_skip, nf // 2, 1)
+        self.bn = nn.BatchNorm2d(nf)
+
+    def forward(self, x):
+        skip = self.skip.features  # the encoder has just run, on the same photos
+        self.skip.features = None  # or their graph would stay in memory
+        return self.bn(F.relu(torch.cat([self.up(x), self.conv(skip)], dim=1)))
+
+def UNet(encoder, nf, classes):
+    """A simple head with skips across, from each map of the ResNet to the one of its size: the
+    deep maps know what is there, the early ones where it ends (Ronneberger 2015, but for convs)."""
+    return nn.Sequential(                       # layer4 512, H/32 ------+
+        UpBlock(512, nf, encoder.layer3, 256),  # layer3 256, H/16 --> nf, H/16
+        UpBlock(nf, nf, encoder.layer2, 128),   # layer2 128, H/8  --> nf, H/8
+        UpBlock(nf, nf, encoder.layer1, 64),    # layer1  64, H/4  --> nf, H/4
+        UpBlock(nf, nf, encoder.relu, 64),      # relu    64, H/2  --> nf, H/2
+        up(nf, classes))                        # photo    3, H       classes, H
+
+class Segmenter(nn.Module):  # (B, 3, H, W) in [0, 1] -> logits (B, classes, H, W)
+    def __init__(self, head, nf, size, classes):
+        super().__init__()
+        self.config = {"head": head, "nf": nf, "size": size, "classes": classes}
+        self.encoder = resnet18()
+        heads = {"fcn": FCN, "simple": SimpleHead, "unet": UNet}
+        self.head = heads[head](self.encoder, nf, len(classes))
+
+    def forward(self, x):
+        H, W = x.shape[2:]
+        mean = x.new_tensor([0.485, 0.456, 0.406]).view(3, 1, 1)  # ImageNet's
+        std = x.new_tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+        x = F.pad((x - mean) / std, (0, -W % 32, 0, -H % 32), "replicate")  # five halvings
+        return self.head(self.encoder(x))[..., :H, :W]
+
+    @torch.no_grad()
+    def predict(self, photo):  # RGB image -> (H, W) of class numbers
+        size = self.config["size"]
+        x = to_tensor(ImageOps.cover(photo, (size, size), Image.BILINEAR))[None]
+        logits = self.eval()(x.to(next(self.parameters()).device))
+        logits = F.interpolate(logits, photo.size[::-1], mode="bilinear")
+        return logits[0].argmax(0).byte().cpu().numpy()
+
+# %% 3. Loss: classification of each pixel
+def pixel_loss(logits, y):
+    """Of (B, classes, H, W), and (B, H, W) of class numbers. A logit is a score, of any size;
+    softmax turns those of a pixel into shares that sum to 1: exp(a) / (exp(a) + exp(b) + ...).
+    The loss is minus the logarithm of the true class's share, on average. With two classes it is
+    the course's binary_cross_entropy_with_logits of a single logit, the difference of ours."""
+    return F.cross_entropy(logits, y, ignore_index=VOID)
+
+# %% 4. Training
+def learning_rate(step, steps, lr):  # up a line, down a cosine
+    warmup = min(1, step / min(50, steps / 10))  # Adam's averages need it
+    return lr * warmup * (0.5 + 0.5 * math.cos(math.pi * (step - 1) / steps))
+
+def train(model, groups, path, steps, crops, val, args):  # groups: [(layers, highest rate)]
+    optimizer = torch.optim.Adam([{"params": part.parameters()} for part, _ in groups], fused=True)
+    numbers = range(steps * args.batch_size)
+    batches = DataLoader(crops, args.batch_size, sampler=numbers, num_workers=args.workers)
+    clock = time.time()
+    for step, (x, y) in enumerate(batches, start=1):
+        model.train()
+        # BatchNorm keeps the means of the many photos from which the encoder has learned.
+        model.encoder.train(args.weights == "random" and not args.init)
+        loss = pixel_loss(model(x.to(args.device)), y.to(args.device))
+        for group, (_, lr) in zip(optimizer.param_groups, groups, strict=True):
+            group["lr"] = learning_rate(step, steps, lr)
+        optimizer.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 1)
+        check(norm.isfinite(), f"step {step}: the gradient is {norm}: lower --lr")
+        optimizer.step()
+        if step % 20 == 0:
+            seconds = (time.time() - clock) / step * (steps - step)
+            print(f"step {step:6}/{steps} | loss {loss:.4f} | {seconds:.0f} s left")
+        if step % args.eval_every == 0 or step == steps:
+            scores = evaluate(model.predict, val, model.config["classes"])
+            with open(f"{path}.tmp", "wb") as file:
+                torch.save({"model": model.state_dict(), "config": model.config}, file)
+            Path(f"{path}.tmp").replace(path)  # whole, or not there
+            with open(path.with_name("log.csv"), "a") as log:
+                log.write("" if log.tell() else ",".join(["stage,step,loss", *scores]) + "\n")
+                print(path.stem, step, loss.item(), *scores.values(), sep=",", file=log)
+            print(f"eval {step:6}/{steps} | mean IoU {scores['mean IoU']:.4f} | saved {path}")
+
+# %% 5. Metric and baseline: accuracy, IoU and Dice, beside one class everywhere
+def evaluate(method, pairs, classes):
+    """{measure: value} of all pixels of all pairs together. method: photo -> class numbers."""
+    table = np.zeros(2 * [len(classes)])  # truth by prediction
+    for photo, mask in pairs:
+        truth, pred = np.array(mask), method(photo)
+        np.add.at(table, (truth[truth != VOID], pred[truth != VOID]), 1)
+    both = table.diagonal()
+    areas = table.sum(0) + table.sum(1)  # of truth, and of prediction
+    iou = both / (areas - both).clip(1)  # overlap over union
+    dice = 2 * both / areas.clip(1)  # twice the overlap over both areas
+    return {"accuracy": both.sum() / table.sum(), "mean IoU": iou[areas > 0].mean(),
+            **{f"Dice of {name}": dice[n] for n, name in enumerate(classes)}}
+
+def compare(methods, pairs, classes):  # a column for each
+    columns = [evaluate(method, pairs, classes) for method in methods.values()]
+    print(f"{len(pairs):5} photos         ", *(f"{name:>10}" for name in methods))
+    for measure in columns[0]:
+        print(f"{measure:20}", *(f"{column[measure]:10.4f}" for column in columns))
+
+# %% 6. Use it: the lesson in short, then your photos
+def run(args, out):
+    classes, groups = find_pairs(args.data)
+    pairs, held_out = split(groups)
+    val = [open_pair(*pair, args.size) for pair in held_out]
+    crops = Crops(pairs, args.size, args.seed)
+    counts = sum(np.array(mask.histogram()) for _, mask in val)
+    print(*(f"{name} {counts[n] / counts.sum():.1%}" for n, name in enumerate(classes)), sep=", ")
+    check(not (out / "log.csv").exists(), f"{out} holds a run: move it away")
+    out.mkdir(parents=True, exist_ok=True)
+    draw_figure(out / "data.png", {}, [val[0], val[-1]], classes)
+    methods = {}
+    for head in args.model:
+        torch.manual_seed(args.seed)
+        model = Segmenter(head, args.nf, args.size, classes).to(args.device)
+        # Early layers know edges and colours already: they learn slowly, the new head fast.
+        lr = args.lr
+        groups = [(model.encoder[:6], lr / 100), (model.encoder[6:], lr / 10), (model.head, lr)]
+        if args.init:
+            load_checkpoint(args.init, model)
+        elif args.weights == "random":
+            groups = [(model, lr)]
+        else:  # the head alone first, as its gradients are noise
+            model.encoder.load_state_dict(load_resnet())
+            model.encoder.requires_grad_(False)
+            train(model, groups[2:], out / f"{head}-frozen.pt", args.steps // 4, crops, val, args)
+            model.encoder.requires_grad_(True)
+        train(model, groups, out / f"{head}.pt", args.steps, crops, val, args)
+        methods[head] = model.predict
+    baseline = {"commonest": lambda photo: np.full(photo.size[::-1], counts[:VOID].argmax())}
+    compare(baseline | methods, val, classes)
+    worst = min(val, key=lambda pair: evaluate(model.predict, [pair], classes)["mean IoU"])
+    draw_figure(out / "figure.png", methods, [val[0], val[-1], worst], classes)
+
+def apply(model, paths, out):  # writes out/<stem>_mask.png
+    out.mkdir(parents=True, exist_ok=True)
+    failed = []
+    for path in paths:
+        target = out / f"{Path(path).stem}_mask.png"
+        try:
+            check(not target.exists(), f"{target} exists: move it away")
+            pred = model.predict(open_photo(path))
+            paint(pred, pred).save(target)
+            print(f"{path} -> {target}")
+        except (OSError, SystemExit) as error:
+            failed.append(f"not segmented: {error}")
+    check(not failed, "\n".join(failed))
+
+# %% 7. Files (skip this at first reading)
+FOLDERS = {"images": "masks", "train": "train_masks", "val": "val_masks"}
+COLOURS = "lightsteelblue orchid sandybrown green gold blue cyan sienna pink olive teal".split()
+
+def check(condition, sentence):  # a sentence, no traceback
+    if not condition:
+        raise SystemExit(sentence)
+
+def open_upright(path):
+    try:
+        return ImageOps.exif_transpose(Image.open(path))
+    except Exception as error:
+        raise OSError(f"cannot read {path} as an image ({error})") from None
+
+def open_photo(path):  # RGB, on white
+    photo = open_upright(path)
+    check(photo.mode[0] not in "IF", f"{path} has more than 8 bits a channel")
+    white = Image.new("RGBA", photo.size, "white")
+    return Image.alpha_composite(white, photo.convert("RGBA")).convert("RGB")
+
+def read_classes(folder):  # names, and {number in a mask: class}
+    path = Path(folder, "classes.txt")
+    if not path.exists():
+        return ["background", "object"], {0: 0, 1: 1, 255: 1}
+    names = path.read_text("utf-8-sig").strip().splitlines()
+    classes = [*dict.fromkeys(name for name in names if name != "void")]
+    numbers = [classes.index(name) if name in classes else VOID for name in names]
+    return classes, dict(enumerate(numbers)) | {255: VOID}
+
+@lru_cache(maxsize=2000)
+def open_pair(photo_path, mask_path, size):  # short sides of size
+    photo, mask = open_photo(photo_path), open_upright(mask_path)
+    check(photo.size == mask.size, f"{photo_path} and {mask_path} differ in size")
+    check(mask.mode in ("1", "L", "P"), f"{mask_path}: mode {mask.mode}, not L or P")
+    array = np.array(mask, np.uint8)
+    numbers = read_classes(mask_path.parents[1])[1]
+    found = np.unique(array).tolist()
+    doubt = len(found) > 2 or mask.mode == "P" and sum(mask.getpalette()[:3]) > 382
+    fits = {*found} <= {*numbers} and not (numbers[255] == 1 and doubt)
+    check(fits, f"{mask_path} holds {found}: give each a name in classes.txt")
+    mask = Image.fromarray(np.uint8([numbers.get(n, VOID) for n in range(256)])[array])
+    photo = ImageOps.cover(photo, (size, size), Image.BILINEAR)
+    return photo, mask.resize(photo.size, Image.NEAREST)
+
+def find_pairs(folder):
+    """The classes, and {name up to its last _, or else the whole name: [(photo, mask), ...]}."""
+    files, groups = {}, {}
+    for path in sorted(Path(folder).glob("*/[!.]*")):
+        if path.suffix.lower() in Image.registered_extensions():
+            key = path.parent.name.replace("annot", "_masks"), path.stem.removesuffix("_mask")
+            check(files.setdefault(key, path) == path, f"two files for one: {files[key]}, {path}")
+    for (photos, name), path in files.items():
+        if photos in FOLDERS:
+            mask = files.get((FOLDERS[photos], name))
+            group = "val" if photos == "val" else name.rpartition("_")[0] or name
+            groups.setdefault(group if mask else None, []).append((path, mask))
+    alone = [path.name for path, _ in groups.pop(None, [])]
+    groups = groups if len(groups) > 1 else {pair: [pair] for pair in sum(groups.values(), [])}
+    print(f"{folder}: {len(groups)} groups; photos without a mask: {alone[:5] or 'none'}")
+    check(len(groups) > 1, f"{folder}: no two photos with masks in {FOLDERS}")
+    return read_classes(folder)[0], groups
+
+def load_checkpoint(path, model=None):
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        model = Segmenter(**checkpoint["config"]) if model is None else model
+        model.load_state_dict(checkpoint["model"])
+    except Exception as error:
+        raise SystemExit(f"{path} is no checkpoint for this: {error!r:.300}") from None
+    return model
+
+def load_resnet():  # without its end
+    url = "https://download.pytorch.org/models/resnet18-f37072fd.pth"
+    socket.setdefaulttimeout(10)  # for firewalls that are silent
+    try:
+        state = torch.hub.load_state_dict_from_url(url, check_hash=True, weights_only=True)
+    except Exception as error:
+        raise OSError(f"{error!r:.99}: save {url} in {torch.hub.get_dir()}/checkpoints") from None
+    finally:
+        socket.setdefaulttimeout(None)
+    return {key: state[key] for key in state if not key.startswith("fc.")}
+
+def paint(pred, truth):  # a palette for the numbers: errors red, void black
+    pred = np.where((pred != truth) & (truth != VOID), np.uint8(254), pred)
+    image = Image.fromarray(pred)
+    palette = [value for name in COLOURS * 24 for value in ImageColor.getrgb(name)]
+    image.putpalette(palette[:762] + [255, 0, 0, 0, 0, 0])
+    return image
+
+def draw_figure(path, methods, pairs, classes):
+    width = 264 * (len(methods) + 2)
+    sheet = Image.new("RGB", (width + 150, 264 * len(pairs) + 32), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, title in enumerate(["photo", "truth", *methods]):
+        draw.text((264 * column + 4, 0), title, "black", font_size=22)
+    for row, (photo, mask) in enumerate(pairs):
+        preds = [np.array(mask), *(method(photo) for method in methods.values())]
+        for column, image in enumerate([photo, *(paint(pred, preds[0]) for pred in preds)]):
+            sheet.paste(ImageOps.contain(image, (256, 256)), (264 * column + 4, 264 * row + 32))
+    for n, name in enumerate(classes):
+        draw.rectangle((width, 26 * n + 32, width + 20, 26 * n + 52), COLOURS[n % 11])
+        draw.text((width + 26, 26 * n + 32), name, "black", font_size=18)
+    sheet.save(path)
+
+# %% 8. Settings and main
 def get_args(argv=None):
     found = torch.accelerator.is_available()
     device = torch.accelerator.current_accelerator().type if found else "cpu"
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False,
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add = parser.add_argument_group("data").add_argument
-    add("--data", default="carvana", help="folder of photos and masks")
-    add("--sizes", type=int, nargs="+", default=[64], help="short sides, in turn")
-    add("--seed", type=int, default=0, help="of weights, crops, generated images")
-    add = parser.add_argument_group("model and training").add_argument
-    add("--model", nargs="+", default=["simple", "unet"], choices=[*HEADS])
-    add("--encoder", type=int, default=18, choices=(18, 34), help="depth of the ResNet")
-    add("--nf", type=int, default=64, help="feature channels of the head")
-    add("--steps", type=int, default=180, help="training steps at each size")
-    add("--batch-size", type=int, default=16, help="crops a step")
+    add = parser.add_argument
+    add("--data", default=Path(__file__).parent / "tests/data/streets")
+    add("--size", type=int, default=96, help="short side of a photo")
+    add("--model", nargs="+", default=["simple", "unet"], choices=("fcn", "simple", "unet"))
+    add("--nf", type=int, default=64, help="feature channels")
+    add("--weights", default="random", choices=("torchvision", "random"))
+    add("--steps", type=int, default=200, help="of training")
+    add("--batch-size", type=int, default=8, help="crops a step")
     add("--lr", type=float, default=6e-3, help="highest learning rate")
-    add("--weights", default="pretrained", choices=("pretrained", "random"))
-    add("--eval-every", type=int, default=180, help="steps between validations")
-    add("--device", default=device, choices={"cpu", device})
-    add("--resume", action="store_true", help="the same command again: go on")
-    add = parser.add_argument_group("use").add_argument
-    add("--out", default="out/seg", help="folder for everything that a run writes")
-    add("--init", help="checkpoint to use, or to start training from")
-    add("--apply", nargs="+", metavar="PHOTO", help="only segment these with --init")
-    return parser.parse_args(argv)
-
-def check(condition, sentence):  # for what the user can mend: no traceback
-    if not condition:
-        raise SystemExit(sentence)
-
-# %% 2. Data: photos with masks or, where there are none, generated cars
-FOLDERS = {"train": "train_masks", "images": "masks"}  # photos: masks
-
-def open_mask(path):  # mode L: 0, or 1 where the object is
-    mask = Image.open(path)
-    values = np.unique(mask).tolist()
-    check(mask.mode in "1LP" and values in ([0], [1], [255], [0, 1], [0, 255]),
-          f"{path}, mode {mask.mode}, holds {values[:9]}: it takes one channel of 8 "
-          "bits, or a palette, with 0 and 1, or 0 and 255")
-    return Image.fromarray(np.uint8(np.array(mask) > 0))
-
-def car(seed, number):  # photo and mask; every 16 numbers are one car that turns
-    rng = np.random.default_rng([seed, number // 16])
-    paint = rng.integers(0, 256, 3)
-    hood, roof = rng.uniform((0.35, 0.6), (0.5, 0.85))  # heights
-    rng = np.random.default_rng([seed, number, 1])
-    tilt, zoom, x0, y0 = rng.uniform((0.2, 90, 115, 140), (0.5, 120, 140, 165))
-    image = Image.new("RGBA", (256, 256))
-    for radius in 300 * 0.96 ** np.arange(120):  # clutter; alpha: the mask
-        points = rng.uniform(0, 256, 2) + radius * rng.uniform(-1, 1, (6, 2))
-        ImageDraw.Draw(image).polygon([*points.flat], (*rng.integers(64, 192, 3), 0))
-    angles = math.pi / 8 * number + np.array([0.4, 2.7, 3.5, 5.9])  # corners
-    for z in np.linspace(0, roof, 99):  # stacked up
-        radius = zoom * (1.1 if z < hood else 1.1 - z)
-        x = x0 + radius * np.cos(angles)
-        y = y0 - radius * np.sin(angles) * tilt - zoom * z
-        dark = z < 0.1 or hood < z < roof - 0.05  # tyres, windows
-        lit = z == roof or 0 < hood - z < 0.02  # from above
-        colour = [50, 50, 50] if dark else paint * (1 if lit else 0.7)
-        ImageDraw.Draw(image).polygon([*zip(x, y, strict=True)], (*np.uint8(colour), 255))
-    return image.convert("RGB"), image.getchannel("A").point(bool)
-
-def shrink(photo, mask, size):  # a mask's numbers are not to be mixed
-    photo = ImageOps.cover(photo, (size, size), Image.BILINEAR)
-    return photo, mask.resize(photo.size, Image.NEAREST)
-
-def find_pairs(folder, size, seed):  # [(car, photo, mask)], short sides of size
-    if folder == "carvana" and not Path(folder).exists():
-        print(f"no {folder} here: cars are generated. To get it, and unzip all:\n"
-              f"kaggle competitions download -c carvana-image-masking-challenge -p {folder}")
-        return [(n // 16, *shrink(*car(seed, n), size)) for n in range(1280)]
-    files = {}
-    for path in sorted(Path(folder).glob("*/*")):
-        if path.suffix.lower() in Image.registered_extensions():
-            key = (path.parent.name, path.stem.removesuffix("_mask"))
-            first = files.setdefault(key, path)
-            check(first == path, f"two files for one photo: {first} and {path}")
-    pairs = []
-    for (photos, name), path in files.items():
-        found = files.get((FOLDERS.get(photos), name))
-        if found:
-            photo = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
-            mask = open_mask(found)
-            check(mask.size == photo.size, f"{path} and {found} differ in size")
-            name = name.rpartition("_")[0] or name
-            pairs.append((name, *shrink(photo, mask, size)))
-    check(pairs, f"{folder} has no photos and masks in folders as {FOLDERS}")
-    return pairs
-
-def split(pairs):  # [(photo, mask)] to train, and to validate
-    share = np.mean([np.mean(mask) for _, _, mask in pairs])
-    print(f"{len(pairs)} photos; the object covers {share:.1%}")
-    # Not by photo: with one car on both sides, a net would be praised for remembering it.
-    cars = sorted({name for name, _, _ in pairs})
-    check(len(cars) > 1, f"only photos of {cars[0]} (names up to the last _)")
-    rest = [pair for name, *pair in pairs if name not in cars[::5]]
-    return rest, [pair for name, *pair in pairs if name in cars[::5]]
-
-def to_tensor(image):  # RGB Pillow image -> (3, H, W) float in [0, 1]
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
-
-class Crops(Dataset):  # squares to train on; number n follows from (seed, n) alone
-    def __init__(self, pairs, size, seed=0):
-        self.pairs, self.size, self.seed = pairs, size, seed
-
-    def __getitem__(self, n):
-        rng = np.random.default_rng([self.seed, n])
-        photo, mask = self.pairs[rng.integers(len(self.pairs))]
-        crop = partial(ImageOps.fit, size=(self.size, self.size), centering=rng.random(2))
-        x = to_tensor(crop(photo, method=Image.BILINEAR))
-        mask = np.array(crop(mask, method=Image.NEAREST))
-        y = torch.from_numpy(mask)[None].float()
-        return (x.flip(2), y.flip(2)) if rng.random() < 0.5 else (x, y)
-
-# %% 3. Model: a ResNet without its end (He et al. 2016, table 1), and two heads
-class BasicBlock(nn.Module):
-    def __init__(self, before, after, stride=1):
-        super().__init__()
-        self.conv1 = nn.Conv2d(before, after, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(after)
-        self.conv2 = nn.Conv2d(after, after, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(after)
-        shortcut = [nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after)]
-        self.downsample = nn.Sequential(*shortcut if before != after else [])
-
-    def forward(self, x):
-        out = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(out)) + self.downsample(x))
-
-def resnet(depth):  # runs its parts in this order; their names are torchvision's
-    def layer(before, after, blocks, stride=2):
-        rest = [BasicBlock(after, after) for _ in range(blocks - 1)]
-        return nn.Sequential(BasicBlock(before, after, stride), *rest)
-
-    blocks = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}[depth]
-    net = nn.Sequential()                              # (B, 3, H, W)
-    net.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)  # (B, 64, H/2, W/2)
-    net.bn1 = nn.BatchNorm2d(64)
-    net.relu = nn.ReLU()
-    net.maxpool = nn.MaxPool2d(3, 2, 1)                # (B, 64, H/4, W/4)
-    net.layer1 = layer(64, 64, blocks[0], stride=1)    # (B, 64, H/4, W/4)
-    net.layer2 = layer(64, 128, blocks[1])             # (B, 128, H/8, W/8)
-    net.layer3 = layer(128, 256, blocks[2])            # (B, 256, H/16, W/16)
-    net.layer4 = layer(256, 512, blocks[3])            # (B, 512, H/32, W/32)
-    return net
-
-# A transposed convolution stamps its kernel for each pixel, a stride apart; stamps add up.
-# n pixels become n' = s n + k - 2 p - s, so kernel 2 and stride 2 double. It brings back
-# the size that a convolution took, not the values: it is no inverse. Kernel 3 and stride 2
-# overlap unevenly: ones turn into 1 1 2 1 2 1 2, a checkerboard. Kernel 2 does not overlap.
-up = partial(nn.ConvTranspose2d, kernel_size=2, stride=2)
-
-class SimpleHead(nn.Sequential):  # has to guess 32 x 32 pixels from one
-    def __init__(self, encoder, nf):
-        super().__init__(                                # (B, 512, H/32, W/32)
-            up(512, nf), nn.ReLU(), nn.BatchNorm2d(nf),  # (B, nf, H/16, W/16)
-            up(nf, nf), nn.ReLU(), nn.BatchNorm2d(nf),   # (B, nf, H/8, W/8)
-            up(nf, nf), nn.ReLU(), nn.BatchNorm2d(nf),   # (B, nf, H/4, W/4)
-            up(nf, nf), nn.ReLU(), nn.BatchNorm2d(nf),   # (B, nf, H/2, W/2)
-            up(nf, 1))                                   # (B, 1, H, W)
-
-class UpBlock(nn.Module):  # (B, before, H, W) -> (B, nf, 2H, 2W), half from a skip
-    def __init__(self, before, nf, layer, channels):
-        super().__init__()
-        self.skip = SaveFeatures(layer)
-        self.up = up(before, nf // 2)
-        self.conv = nn.Conv2d(channels, nf - nf // 2, 1)
-        self.bn = nn.BatchNorm2d(nf)
-
-    def forward(self, x):
-        out = torch.cat([self.up(x), self.conv(self.skip.features)], dim=1)
-        return self.bn(F.relu(out))
-
-class UNet(nn.Sequential):
-    """The encoder's sizes join the head's (Ronneberger 2015, figure 1; without its 3 x 3 convs).
-    photo    3, H                          1, H
-    relu    64, H/2   ------ skip ----->  nf, H/2    ^
-    layer1  64, H/4   ------ skip ----->  nf, H/4    |
-    layer2 128, H/8   ------ skip ----->  nf, H/8    |
-    layer3 256, H/16  ------ skip ----->  nf, H/16   |
-    layer4 512, H/32  -------------------------------+
-    """
-
-    def __init__(self, encoder, nf):
-        super().__init__(                           # (B, 512, H/32, W/32)
-            UpBlock(512, nf, encoder.layer3, 256),  # (B, nf, H/16, W/16)
-            UpBlock(nf, nf, encoder.layer2, 128),   # (B, nf, H/8, W/8)
-            UpBlock(nf, nf, encoder.layer1, 64),    # (B, nf, H/4, W/4)
-            UpBlock(nf, nf, encoder.relu, 64),      # (B, nf, H/2, W/2)
-            up(nf, 1))                              # (B, 1, H, W)
-
-HEADS = {"simple": SimpleHead, "unet": UNet}  # README adds an FCN
-
-class Segmenter(nn.Module):  # (B, 3, H, W) in [0, 1], any size -> (B, 1, H, W)
-    def __init__(self, head, depth, nf, size):
-        super().__init__()
-        self.config = {"head": head, "depth": depth, "nf": nf, "size": size}
-        self.encoder = resnet(depth)
-        self.head = HEADS[head](self.encoder, nf)
-
-    def forward(self, x):
-        H, W = x.shape[2:]
-        mean, std = x.new_tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 3, 1, 1)
-        x = F.pad((x - mean) / std, (0, -W % 32, 0, -H % 32), "replicate")
-        return self.head(self.encoder(x))[..., :H, :W]
-
-# %% 4. Loss: is this pixel of the object?
-pixel_loss = F.binary_cross_entropy_with_logits  # of logits, masks: (B, 1, H, W)
-
-# %% 5. Metric and baseline: accuracy, Dice and IoU, beside background everywhere
-@torch.no_grad()
-def predict(model, photo):  # RGB Pillow image -> (H, W) bool, of its own size
-    size = model.config["size"]
-    x = to_tensor(ImageOps.cover(photo, (size, size), Image.BILINEAR))[None]
-    logits = model.eval()(x.to(next(model.parameters()).device))
-    logits = F.interpolate(logits, photo.size[::-1], mode="bilinear")
-    return (logits[0, 0] > 0).cpu().numpy()
-
-def evaluate(net, pairs):
-    """(N, 3): accuracy, Dice and IoU of each photo; net: photo -> (H, W) bool."""
-    scores = []
-    for photo, mask in pairs:
-        truth = np.array(mask) > 0
-        pred = net(photo)
-        areas = truth.sum() + pred.sum()
-        dice = 2 * (truth & pred).sum() / areas if areas else 1  # none, and none found
-        iou = dice / (2 - dice)  # overlap over union
-        scores.append([(truth == pred).mean(), dice, iou])
-    return np.array(scores)
-
-def compare(nets, pairs):  # prints the mean scores of each net; returns all of them
-    print(f"{len(pairs)} photos    accuracy     Dice      IoU")
-    scores = {name: evaluate(net, pairs) for name, net in nets.items()}
-    for name, values in scores.items():
-        print(f"{name:12}", *(f"{mean:9.4f}" for mean in values.mean(0)))
-    return scores
-
-# %% 6. Training
-def load_checkpoint(path, net=None):
-    """Fill net, or a new one, from what train wrote. Return it, and the whole dict."""
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        net = net or Segmenter(**checkpoint["config"])
-        net.load_state_dict(checkpoint["model"])
-        print(f"loaded {path} (step {checkpoint['step']})")
-        return net, checkpoint
-    except Exception as error:  # no file, another script's, other layers: all kinds
-        raise SystemExit(f"{path} is no checkpoint for this: {error!r:.200}") from None
-
-def train(model, ratios, path, steps, crops, pairs, args):
-    """Train to `steps`. ratios: of the rates of early layers (to layer2), late ones and head."""
-    early = {"params": model.encoder[:6].parameters()}
-    late = {"params": model.encoder[6:].parameters()}
-    head = {"params": model.head.parameters()}
-    optimizer = torch.optim.Adam([early, late, head])
-    model.encoder.requires_grad_(ratios[0] > 0)
-    start = 0
-    if args.resume and path.exists():
-        checkpoint = load_checkpoint(path, model)[1]
-        optimizer.load_state_dict(checkpoint["optimizer"])
-        start = checkpoint["step"]
-    rest = range(start * args.batch_size, steps * args.batch_size)
-    batches = DataLoader(crops, args.batch_size, sampler=rest)
-    for step, (x, y) in enumerate(batches, start + 1):
-        model.train()
-        model.encoder.train(ratios[0] == 1)  # BatchNorm keeps ImageNet's
-        loss = pixel_loss(model(x.to(args.device)), y.to(args.device))
-        cosine = 0.5 + 0.5 * math.cos(math.pi * step / steps)  # after a short warm-up
-        for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
-            group["lr"] = ratio * args.lr * min(1, step / 50) * cosine
-        optimizer.zero_grad()
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(model.parameters(), 1)
-        check(norm.isfinite(), f"the gradient is {norm}: lower --lr; {path} is still good")
-        optimizer.step()
-        if step % 20 == 0:
-            print(f"step {step:6}/{steps} | loss {loss:.4f}")
-        if step % args.eval_every == 0 or step == steps:
-            scores = evaluate(partial(predict, model), pairs).mean(0)
-            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(),
-                        "step": step, "config": model.config, "args": vars(args)}, f"{path}.tmp")
-            Path(f"{path}.tmp").replace(path)  # it has its name only when it is whole
-            with open(path.with_name("log.csv"), "a") as log:
-                if log.tell() == 0:
-                    print("stage,step,loss,accuracy,dice,iou", file=log)
-                print(path.stem, step, loss.item(), *scores, sep=",", file=log)
-            print(f"eval {step:6}/{steps} | Dice {scores[1]:.4f} | saved {path}")
-
-# %% 7. Use it
-def apply(model, paths, out):  # writes out/<stem>_mask.png, white for the object
-    out.mkdir(parents=True, exist_ok=True)
-    for path in paths:
-        target = out / f"{Path(path).stem}_mask.png"
-        check(not target.exists(), f"{target} exists: move it away, or give another --out")
-        photo = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
-        Image.fromarray(predict(model, photo)).save(target)
-        print(f"{path} -> {target}")
-
-def overlay(photo, pred, truth):  # the photo grey, the object blue, errors red
-    image = np.array(photo.convert("L").convert("RGB"))
-    image[pred] = image[pred] // 2 + np.uint8([0, 60, 127])
-    image[pred != truth] = 255, 0, 0
-    return Image.fromarray(image)
-
-def draw_figure(path, nets, scores, pairs):
-    """A row a pair: photo | truth | each net, its errors red. The last is the worst."""
-    sheet = Image.new("RGB", (264 * (len(nets) + 2), 292 * 3), "white")
-    worst = scores[[*nets][-1]][:, 1].argmin()
-    for i, number in enumerate([0, len(pairs) // 3, worst]):
-        photo, mask = pairs[number]
-        truth = np.array(mask) > 0
-        row = {"photo" if i < 2 else "the worst": photo, "truth": overlay(photo, truth, truth)}
-        for name, net in nets.items():
-            dice = evaluate(net, [pairs[number]])[0, 1]
-            row[f"{name}: Dice {dice:.3f}"] = overlay(photo, net(photo), truth)
-        for j, (title, image) in enumerate(row.items()):
-            ImageDraw.Draw(sheet).text((264 * j + 4, 292 * i), title, "black", font_size=22)
-            sheet.paste(ImageOps.contain(image, (256, 256)), (264 * j + 4, 292 * i + 28))
-    sheet.save(path)
-    print(f"figure: {path}, errors in red")
-
-# %% 8. Main
-def load_resnet(depth):  # None without its file
-    name = {18: "resnet18-f37072fd.pth", 34: "resnet34-b627a593.pth"}[depth]
-    url = f"https://download.pytorch.org/models/{name}"  # torchvision's
-    try:
-        state = torch.hub.load_state_dict_from_url(url, check_hash=True, weights_only=True)
-        return {key: state[key] for key in state if not key.startswith("fc.")}
-    except Exception as error:
-        print(f"no {url} ({error}); put it into {torch.hub.get_dir()}/checkpoints\n"
-              "The ResNet starts at random.")
+    add("--seed", type=int, default=0, help="of weights and crops")
+    add("--eval-every", type=int, default=50, help="steps between validations")
+    add("--device", default=device, choices=sorted({"cpu", device}))
+    add("--workers", type=int, default=0, help="to load data")
+    add("--out", default="out/seg", help="where a run writes")
+    add("--init", help="checkpoint to use, or to start from")
+    add("--apply", nargs="+", metavar="PHOTO", help="only segment these")
+    args = parser.parse_args(argv)
+    least = min(args.size // 32, args.nf // 2, args.batch_size // 2, args.eval_every, args.steps)
+    check(least > 0, "at least 32 for --size, 2 for --nf, --batch-size, 1 for steps")
+    return args
 
 def main(argv=None):
     args = get_args(argv)
     out = Path(args.out)
-    if args.apply:
-        model = load_checkpoint(args.init or out / "unet-64px.pt")[0].to(args.device)
-        return apply(model, args.apply, out)
-    check(args.batch_size > 1 or min(args.sizes) > 32, "BatchNorm takes --batch-size 2")
-    pairs, val = split(find_pairs(args.data, max(256, *args.sizes), args.seed))
-    state = None if args.init or args.weights == "random" else load_resnet(args.encoder)
-    rates = (0.01, 0.1, 1) if state or args.init else (1, 1, 1)
-    stages = [(f"{size}px", size, rates, args.steps) for size in args.sizes]
-    if state:  # first the head alone, as its noise harms the encoder
-        stages.insert(0, ("frozen", args.sizes[0], (0, 0, 1), args.steps // 4))
-    if (out / "log.csv").exists() and not args.resume:
-        check(out not in Path(args.init or "").parents, "--init is in --out: give another --out")
-        print("earlier run kept as", out.rename(f"{out}-{time.strftime('%Y%m%d-%H%M%S')}"))
-    out.mkdir(parents=True, exist_ok=True)
-    nets = {}
-    for name in args.model:
-        torch.manual_seed(args.seed)
-        model = Segmenter(name, args.encoder, args.nf, args.sizes[0])
-        if state:
-            model.encoder.load_state_dict(state)
-        if args.init:
-            load_checkpoint(args.init, model)
-        model.to(args.device, memory_format=torch.channels_last)
-        for stage, size, ratios, steps in stages:
-            model.config["size"] = size
-            crops = Crops(pairs, size, args.seed)
-            small = [shrink(*pair, size) for pair in val]
-            train(model, ratios, out / f"{name}-{stage}.pt", steps, crops, small, args)
-        nets[name] = partial(predict, model)
-    background = {"background": lambda photo: np.zeros(photo.size[::-1], bool)}
-    draw_figure(out / "figure.png", nets, compare(background | nets, small), val)
+    if not args.apply:
+        return run(args, out)
+    return apply(load_checkpoint(args.init or out / "unet.pt").to(args.device), args.apply, out)
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")  # for odd file names
     try:
         main()
-    except (KeyboardInterrupt, OSError) as error:  # Ctrl-C; no space, no permission
-        raise SystemExit(f"stopped: {str(error) or 'Ctrl-C; --resume goes on'}") from None
+    except (KeyboardInterrupt, OSError) as error:
+        raise SystemExit(f"stopped: {(str(error) or 'Ctrl-C').splitlines()[-1]}") from None
