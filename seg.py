@@ -25,6 +25,7 @@ from common import SaveFeatures
 
 # %% 1. Data: photos, and masks with the number of a class at each pixel
 VOID = 255  # where nobody knows: neither learned nor counted
+COLOURS = "lightsteelblue orchid sandybrown green gold blue cyan sienna pink olive teal".split()
 
 def to_tensor(image):  # RGB Pillow image -> (3, H, W) float in [0, 1]
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
@@ -200,7 +201,7 @@ def evaluate(method, pairs, classes):
     return {"accuracy": both.sum() / table.sum(), "mean IoU": iou[areas > 0].mean(),
             **{f"Dice of {name}": dice[n] for n, name in enumerate(classes)}}
 
-def compare(methods, pairs, classes):  # a column for each
+def compare(methods, pairs, classes):  # a column each
     columns = [evaluate(method, pairs, classes) for method in methods.values()]
     print(f"{len(pairs):5} photos         ", *(f"{name:>10}" for name in methods))
     for measure in columns[0]:
@@ -254,9 +255,15 @@ def apply(model, paths, out):  # writes out/<stem>_mask.png
             failed.append(f"not segmented: {error}")
     check(not failed, "\n".join(failed))
 
+def paint(pred, truth):  # a palette for the numbers: errors red, void black
+    pred = np.where((pred != truth) & (truth != VOID), np.uint8(254), pred)
+    image = Image.fromarray(pred)
+    palette = [value for name in COLOURS * 24 for value in ImageColor.getrgb(name)]
+    image.putpalette(palette[:762] + [255, 0, 0, 0, 0, 0])
+    return image
+
 # %% 7. Files (skip this at first reading)
 FOLDERS = {"images": "masks", "train": "train_masks", "val": "val_masks"}
-COLOURS = "lightsteelblue orchid sandybrown green gold blue cyan sienna pink olive teal".split()
 
 def check(condition, sentence):  # a sentence, no traceback
     if not condition:
@@ -335,13 +342,6 @@ def load_resnet():  # without its end
     finally:
         socket.setdefaulttimeout(None)
     return {key: state[key] for key in state if not key.startswith("fc.")}
-
-def paint(pred, truth):  # a palette for the numbers: errors red, void black
-    pred = np.where((pred != truth) & (truth != VOID), np.uint8(254), pred)
-    image = Image.fromarray(pred)
-    palette = [value for name in COLOURS * 24 for value in ImageColor.getrgb(name)]
-    image.putpalette(palette[:762] + [255, 0, 0, 0, 0, 0])
-    return image
 
 def draw_figure(path, methods, pairs, classes):
     width = 264 * (len(methods) + 2)

@@ -11,7 +11,6 @@ import argparse
 import os
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -122,7 +121,6 @@ class PlainUNet(nn.Module):
     def __init__(self):
         super().__init__()
         channels = [64, 128, 256, 512, 1024]
-        self.config = {"size": 128}
         self.start = double_conv(3, 64)
         self.down = nn.ModuleList(double_conv(c, 2 * c) for c in channels[:-1])
         self.up = nn.ModuleList(nn.ConvTranspose2d(2 * c, c, 2, 2) for c in channels[-2::-1])
@@ -146,17 +144,25 @@ def plain_unet(folder, seconds):
 
     def loss_fn(net, items):
         x, y = items
-        logits = net(x)
+        logits, y = net(x), y[:, None].float()
         prob = logits.sigmoid()
         dice = 2 * (prob * y).sum() / (prob.sum() + y.sum())
         return F.binary_cross_entropy_with_logits(logits, y) + 1 - dice
 
-    pairs, val = seg.split(seg.find_pairs(folder / "carvana", 128, 0))
+    @torch.no_grad()
+    def predict(photo):
+        logits = net.eval()(seg.to_tensor(photo)[None])
+        logits = F.interpolate(logits, photo.size[::-1], mode="bilinear")
+        return (logits[0, 0] > 0).byte().numpy()
+
+    classes, groups = seg.find_pairs(folder / "carvana")
+    pairs, held_out = seg.split(groups)
+    val = [seg.open_pair(*pair, 128) for pair in held_out]
     optimizer = torch.optim.RMSprop(net.parameters(), 1e-5, weight_decay=1e-8, momentum=0.999)
     net.train()
     steps = train(net, loss_fn, optimizer, seg.Crops(pairs, 128), 1, seconds)
-    scores = seg.evaluate(partial(seg.predict, net), val).mean(0)
-    print(f"plain U-Net, {steps} steps: Dice {scores[1]:.3f}")
+    scores = seg.evaluate(predict, val, classes)
+    print(f"plain U-Net, {steps} steps: Dice {scores['Dice of object']:.3f}")
 
 
 RECIPES = {"espcn": espcn, "fast_neural_style": fast_neural_style, "plain_unet": plain_unet}

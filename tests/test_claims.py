@@ -9,6 +9,8 @@ from PIL import Image
 from test_seg import LightBlock
 from torch import nn
 
+import seg
+
 def test_period_2_sees_a_checkerboard_and_nothing_smooth():
     y = torch.full((2, 3, 96, 96), 0.5)
     h, w = torch.meshgrid(torch.arange(96), torch.arange(96), indexing="ij")
@@ -29,17 +31,19 @@ def test_flat_measures_a_net():
     assert lab.flat(nn.Upsample(scale_factor=2)) < 1e-4
 
 
-def test_dice_near_the_border(monkeypatch):
-    truth = np.zeros((40, 40), bool)
-    truth[10:30, 10:30] = True
+def test_iou_near_the_border():
+    truth = np.zeros((40, 40), np.uint8)
+    truth[10:30, 10:30] = 1
     pred = truth.copy()
     pred[18:22, 18:22] = 0  # a hole in the middle, more than 3 px from the border
-    val = [(Image.new("RGB", (40, 40)), Image.fromarray(truth).convert("L").point(bool))]
-    monkeypatch.setattr(segmentation.seg, "predict", lambda *_: pred)
-    assert segmentation.dice(None, val) == pytest.approx(2 * 384 / (400 + 384))
-    assert segmentation.dice(None, val, band=3) == 1
+    photo, mask = Image.new("RGB", (40, 40)), Image.fromarray(truth)
+
+    def iou(mask):
+        return seg.evaluate(lambda photo: pred, [(photo, mask)], ["not", "it"])["mean IoU"]
+    assert iou(mask) == pytest.approx((384 / 400 + 1200 / 1216) / 2)
+    assert iou(segmentation.near(mask, 3)) == 1
     pred[10, 10:30] = 0
-    assert segmentation.dice(None, val, band=3) < 0.98
+    assert iou(segmentation.near(mask, 3)) < 0.98
 
 
 YES, OPPOSITE = ([1, 1.1, 0.9], [2, 2.2, 1.9], "lower"), ([1, 1.1, 0.9], [2, 2.2, 1.9], "higher")
@@ -75,15 +79,11 @@ def test_no_effect_seldom_says_yes():
     assert 0.03 < words.count("yes") / 2000 < 0.07
 
 
-def test_the_split_has_no_car_on_both_sides_and_differs_by_seed():
-    pairs = [(f"car {i // 16}", Image.new("RGB", (32, 32), (i // 16, 0, 0)),
-              Image.fromarray(np.arange(1024).reshape(32, 32).astype(np.uint8) % 2))
-             for i in range(160)]
-    data = lab.SimpleNamespace(cars={32: pairs})
+def test_the_split_has_no_group_on_both_sides_and_differs_by_seed():
+    data = lab.SimpleNamespace(groups={f"car {n}": [(n, 0), (n, 1)] for n in range(10)})
     kept = []
     for seed in (0, 1):
-        train, val = ({photo.getpixel((0, 0)) for photo, _ in side}
-                      for side in segmentation.split(data, 32, seed))
+        train, val = ({n for n, _ in side} for side in segmentation.split(data, seed))
         assert len(train) == 8 and len(val) == 2 and not train & val
         kept.append(val)
     assert not kept[0] & kept[1]

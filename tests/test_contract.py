@@ -8,7 +8,6 @@ import pytest
 from conftest import ROOT
 
 SCRIPTS = ["sr", "style", "seg"]
-ANEW = ["sr", "style"]  # of those, the ones that tell the lesson first; the others follow
 README = (ROOT / "README.md").read_text()
 TREES = {name: ast.parse((ROOT / f"{name}.py").read_text()) for name in [*SCRIPTS, "common"]}
 
@@ -79,13 +78,12 @@ def test_top_level_holds_nothing_else():
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_the_same_sections_in_the_same_order(name):
     titles = re.findall(r"^# %% (\d)\. (\w+)", source(name), re.M)
-    before = "Settings Data Model Loss Metric Training Use Main".split()
     lesson = "Loss First Second Which" if name == "style" else "Model Loss Training Metric"
-    wanted = ["Data", *lesson.split(), "Use", "Files", "Settings"] if name in ANEW else before
+    wanted = ["Data", *lesson.split(), "Use", "Files", "Settings"]
     assert titles == [(str(i), title) for i, title in enumerate(wanted, 1)]
 
 
-@pytest.mark.parametrize("name", ANEW)
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_the_lesson_comes_first(name):
     lines = source(name).splitlines()
     first, files = (next(i for i, line in enumerate(lines, 1) if line.startswith(f"# %% {n}."))
@@ -102,7 +100,7 @@ def test_helpers_of_the_same_name_are_the_same():
         for node in definitions(TREES[name]):
             if node.name not in own:
                 text = ast.get_source_segment(source(name), node)
-                assert seen.setdefault((node.name, name in ANEW), text) == text, node.name
+                assert seen.setdefault(node.name, text) == text, node.name
 
 
 def flags(name):
@@ -114,8 +112,7 @@ def flags(name):
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_every_flag_is_read_and_tested(name):
     shared = {"--data", "--out", "--init", "--apply", "--steps", "--batch-size", "--lr", "--nf",
-              "--seed", "--device", "--eval-every", "--weights"}
-    shared |= {"--workers"} if name in ANEW else {"--resume"}
+              "--seed", "--device", "--eval-every", "--weights", "--workers"}
     assert shared <= flags(name).keys()
     tests = "".join(p.read_text() for p in (ROOT / "tests").glob("test_*.py")
                     if p.name != "test_contract.py")
@@ -129,9 +126,8 @@ def test_shared_flags_have_the_same_help():
     def texts(name):
         return {flag: {k.arg: ast.unparse(k.value) for k in call.keywords if k.arg != "default"}
                 for flag, call in flags(name).items()}
-    for flag in ("--data", "--out", "--init", "--lr", "--device", "--eval-every", "--workers"):
-        for group in (ANEW, [name for name in SCRIPTS if name not in ANEW]):
-            assert len({str(texts(name).get(flag)) for name in group}) <= 1, flag
+    for flag in ("--out", "--init", "--lr", "--device", "--eval-every", "--workers"):
+        assert len({str(texts(name).get(flag)) for name in SCRIPTS}) == 1, flag
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

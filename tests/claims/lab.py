@@ -38,11 +38,6 @@ def quiet():
 
 # Data, generated or real
 
-def generated_cars(first, count, size):
-    return [(n // 16, *seg.shrink(*seg.car(0, n), size))
-            for n in range(16 * first, 16 * (first + count))]
-
-
 @functools.cache
 def material(real):
     """A namespace:
@@ -50,7 +45,9 @@ def material(real):
     photos: paths of those to train on
     val, squares: photos to validate, 192 px; the same as one tensor
     painting: (1, 3, 192, 192)
-    cars: {size: [(car, photo, mask)]} of 20 cars
+    groups: {car or street: [(photo, mask)]}, paths of 20 of them
+    others: the same of 20 others
+    classes: their names
     """
     folder = tempfile.TemporaryDirectory()  # of drawn pictures, kept as long as this
     if real:
@@ -58,22 +55,23 @@ def material(real):
         photos = [path for path in sr.find_photos(str(data / REAL[0]), Path("out"))
                   if min(sr.open_image(path).size) >= 192]
         picture = style.open_image(str(data / REAL[1]))
-        pairs = seg.find_pairs(data / REAL[2], 128, 0)
+        masks = data / REAL[2]
     else:
         leaves = write_leaves(Path(folder.name) / "leaves", scaled(100, 10))
         photos = sr.find_photos(str(leaves), Path("out"))
         picture = painting()
-        pairs = generated_cars(0, scaled(20), 128)
+        masks = ROOT / "tests/data/streets"
     held = photos[::max(1, len(photos) // 6)][:scaled(6)]
     val = [sr.open_image(path).crop((0, 0, 192, 192)) for path in held]
-    names = sorted({name for name, *_ in pairs})[:20]
-    cars = {size: [(name, *seg.shrink(*pair, size)) for name, *pair in pairs if name in names]
-            for size in (32, 64, 128)}
+    with quiet():
+        classes, groups = seg.find_pairs(masks)
+    names = sorted(groups)
     return SimpleNamespace(
         real=real, folder=folder, photos=[photo for photo in photos if photo not in held],
         val=val, squares=torch.stack([sr.to_tensor(photo) for photo in val]),
         painting=style.to_tensor(ImageOps.fit(picture, (192, 192), centering=(1, 0)))[None],
-        cars=cars)
+        groups={name: groups[name] for name in names[:20]},
+        others={name: groups[name] for name in names[20:40]}, classes=classes)
 
 
 # Training
