@@ -101,7 +101,8 @@ def SimpleHead(encoder, nf, classes):  # has to guess 32 x 32 pixels from one
 class UpBlock(nn.Module):  # twice as large: half of the channels come from a skip
     def __init__(self, channels_in, nf, layer, channels_skip):
         super().__init__()
-        self.skip = SaveFeatures(layer)  # a hook keeps what `layer` returns
+        # A hook is a function that PyTorch calls each time `layer` has run: it keeps its output.
+        self.skip = SaveFeatures(layer)
         self.up = up(channels_in, nf // 2)
         self.conv = nn.Conv2d(channels_skip, nf // 2, 1)
         self.bn = nn.BatchNorm2d(nf)
@@ -339,8 +340,6 @@ def load_resnet():  # without its end
         state = torch.hub.load_state_dict_from_url(url, check_hash=True, weights_only=True)
     except Exception as error:
         raise OSError(f"{error!r:.99}: save {url} in {torch.hub.get_dir()}/checkpoints") from None
-    finally:
-        socket.setdefaulttimeout(None)
     return {key: state[key] for key in state if not key.startswith("fc.")}
 
 def draw_figure(path, methods, pairs, classes):
@@ -357,6 +356,7 @@ def draw_figure(path, methods, pairs, classes):
         draw.rectangle((width, 26 * n + 32, width + 20, 26 * n + 52), COLOURS[n % 11])
         draw.text((width + 26, 26 * n + 32), name, "black", font_size=18)
     sheet.save(path)
+    print(f"figure: {path}")
 
 # %% 8. Settings and main
 def get_args(argv=None):

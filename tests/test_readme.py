@@ -13,8 +13,7 @@ import pytest
 import test_seg
 import test_style
 import torch
-import torch.nn.functional as F
-from conftest import ROOT, run, small_photos, write_photos
+from conftest import ROOT, small_photos, write_photos
 from PIL import Image
 
 README = (ROOT / "README.md").read_text()
@@ -165,46 +164,20 @@ def test_answers_of_the_third_lesson(answers):
     assert even.tolist() == [1] * 8  # it never overlaps
 
 
-def test_heads_rates_and_light_of_the_third_lesson(answers):
+def test_rates_and_light_of_the_third_lesson(answers, monkeypatch):
     import seg
-    head = answers["FCN"](None, 8)
-    scores = torch.randn(1, 1, 5, 6)
-    got = head[1](scores) - head[1].bias
-    want = F.interpolate(scores, scale_factor=32, mode="bilinear")
-    assert got.shape == want.shape == (1, 1, 160, 192)
-    inside = (..., slice(16, -16), slice(16, -16))
-    torch.testing.assert_close(got[inside], want[inside], rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(got, want, atol=0.1)  # beyond the outer centres it fades to zero
-    assert seg.Segmenter("fcn", 18, 8, 32)(torch.rand(2, 3, 40, 33)).shape == (2, 1, 40, 33)
-
-    crops = seg.Crops(seg.split(test_seg.cars())[0], 32)
-    curve = answers["find_lr"](seg.Segmenter("simple", 18, 4, 32), crops, 5, 2)
-    rates, losses = zip(*curve, strict=True)
-    assert rates == pytest.approx([1e-5, 1e-4, 1e-3, 1e-2, 1e-1]) and np.isfinite(losses).all()
-
     photo = Image.new("RGB", (8, 8), (100, 90, 80))
     light = [answers["jitter"](photo, np.random.default_rng(i)) for i in range(9)]
     assert len({image.getpixel((0, 0)) for image in light}) > 5 and photo.getpixel((0, 0))[0] == 100
 
-
-def test_eleven_classes(tmp_path):
-    for part in ("train", "val"):
-        test_seg.write(tmp_path / "camvid", part, f"{part}annot", ".png", scale=10)
-    path = next((tmp_path / "camvid" / "valannot").iterdir())
-    mask = np.array(Image.open(path))
-    mask[:20] = 11  # where nobody knows
-    Image.fromarray(mask).save(path)
-    light = (f"import runpy, sys; sys.path.insert(0, '{ROOT}/tests'); import test_seg, seg; "
-             "seg.BasicBlock = test_seg.LightBlock; "
-             f"runpy.run_path('{ROOT}/tests/street.py', run_name='__main__')")
-    text = run(tmp_path, "-c", light, "--data", "camvid", *test_seg.TINY,
-               "--model", "unet", "fcn", "--steps", "1")
-    assert re.search(r"bicyclist .*\d%", text) and re.search(r"unknown .*\d%", text)
-    for name in ("unet", "fcn"):
-        scores = [float(word) for word in re.search(rf"^{name} +(.*)$", text, re.M)[1].split()]
-        assert len(scores) == 3 and all(0 <= score <= 1 for score in scores)
-    saved = torch.load(tmp_path / "out/seg/unet-32px.pt", weights_only=True)["model"]
-    assert saved["head.4.weight"].shape[1] == 11
+    os.symlink(ROOT / "tests", "tests")
+    monkeypatch.setattr(seg, "BasicBlock", test_seg.LightBlock)
+    block, = re.findall(r"```python\n([^`]*def find_lr.*?)```", README, re.S)
+    assert "96, classes), crops)" in block
+    exec(block.replace("crops)\n", "crops, 5, 2)\n"), {"__name__": "__main__"})
+    curve = np.loadtxt("lr.csv", delimiter=",", skiprows=1)
+    assert curve[:, 0] == pytest.approx([1e-5, 1e-4, 1e-3, 1e-2, 1e-1])
+    assert np.isfinite(curve).all()
 
 
 def test_the_size_of_the_readme():
@@ -222,22 +195,15 @@ def main(folder):
     tiny["sr"] = ["--steps", "2", "--feature-steps", "1", "--batch-size", "2", "--size", "32",
                   "--nf", "4", "--blocks", "1", "--eval-every", "9", "--weights", "random"]
     tiny["style"] = [*tiny["style"][2:], "--optimize-steps", "1"]
-    at = tiny["seg"].index("--sizes")
-    tiny["seg"] = [*tiny["seg"][:at], *tiny["seg"][at + 2:], "--steps", "2"]  # at their own sizes
-    seg = importlib.import_module("seg")
-    seg.BasicBlock = test_seg.LightBlock
-    make_car, cars = seg.car, {}
-
-    def car(seed, number):  # four cars take less time than eighty
-        key = (seed, number % 64)
-        if key not in cars:
-            cars[key] = make_car(*key)
-        return cars[key]
-
-    seg.car = car
+    at = tiny["seg"].index("--size")  # at their own sizes
+    tiny["seg"] = [*tiny["seg"][:at], *tiny["seg"][at + 2:], "--steps", "2", "--weights", "random"]
+    importlib.import_module("seg").BasicBlock = test_seg.LightBlock
     for name in ("imagenet_sample", "imagenet", "Set5"):
         write_photos(Path(folder, name))
-    test_seg.write(Path(folder, "carvana"))
+    test_seg.write(Path(folder, "carvana"), "train", "train_masks", "_mask.gif")
+    test_seg.write(Path(folder, "mine"), names=test_seg.CLASSES)
+    for part in ("train", "val"):
+        test_seg.write(Path(folder, "camvid"), part, f"{part}annot", names=test_seg.CLASSES)
     os.chdir(folder)
     os.symlink(ROOT / "tests", "tests")
     count = itertools.count()
