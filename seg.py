@@ -24,38 +24,37 @@ from torch.utils.data import DataLoader, Dataset
 from common import SaveFeatures
 
 # %% 1. Data: photos, and masks with the number of a class at each pixel
-VOID = 255  # where nobody knows: neither learned nor counted
+VOID = 255  # nobody knows: neither learned nor counted
 COLOURS = "lightsteelblue orchid sandybrown green gold blue cyan sienna pink olive teal".split()
 
 def to_tensor(image):  # RGB Pillow image -> (3, H, W) float in [0, 1]
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 
-class Crops(Dataset):  # without end: number n follows from (seed, n) alone
+class Crops(Dataset):  # endless: crop n depends on (seed, n) alone
     def __init__(self, pairs, size, seed=0):
         self.pairs, self.size, self.seed = pairs, size, seed
 
     def __getitem__(self, n):  # (3, size, size) and (size, size)
         rng = np.random.default_rng([self.seed, n])
         photo, mask = open_pair(*self.pairs[rng.integers(len(self.pairs))], self.size)
-        square = self.size, self.size
         where = rng.random(2)
-        x = to_tensor(ImageOps.fit(photo, square, Image.BILINEAR, centering=where))
-        # Numbers are picked, never averaged: between 0, the sky, and 2, a house, is no road.
-        mask = ImageOps.fit(mask, square, Image.NEAREST, centering=where)
+        x = to_tensor(ImageOps.fit(photo, (self.size, self.size), Image.BILINEAR, centering=where))
+        # Numbers are picked, never averaged: the mean of 0, sky, and 2, house, would be 1, road.
+        mask = ImageOps.fit(mask, (self.size, self.size), Image.NEAREST, centering=where)
         y = torch.from_numpy(np.array(mask)).long()
         return (x.flip(-1), y.flip(-1)) if rng.random() < 0.5 else (x, y)
 
 def split(groups):
     """{group: its pairs} -> pairs to train on, and pairs held out: the folder val or, without it,
     every fifth group. With one car on both sides, a net would be praised for remembering it."""
-    held_out = ["val"] if "val" in groups else sorted(groups)[::5]
+    held_out = ["val/"] if "val/" in groups else sorted(groups)[::5]
     train = [pair for name in groups if name not in held_out for pair in groups[name]]
     return train, [pair for name in held_out for pair in groups[name]]
 
 # %% 2. Model: a ResNet without its end (He et al. 2016), and three heads
 class BasicBlock(nn.Module):
     def __init__(self, channels_in, channels_out, stride=1):
-        super().__init__()  # BatchNorm has a bias
+        super().__init__()  # no biases: BatchNorm has one
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels_out)
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
@@ -65,10 +64,10 @@ class BasicBlock(nn.Module):
 
     def forward(self, x):
         out = F.relu(self.bn1(self.conv1(x)))
-        # x has a way round: the convs learn only what to add, and gradients reach early layers.
+        # x takes a shortcut: the convs learn only what to add, and gradients reach early layers.
         return F.relu(self.bn2(self.conv2(out)) + self.downsample(x))
 
-def resnet18():  # runs in this order; torchvision's names
+def resnet18():  # runs its parts in this order; torchvision's names
     net = nn.Sequential()
     net.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)  # (B, 64, H/2, W/2)
     net.bn1 = nn.BatchNorm2d(64)
@@ -98,24 +97,24 @@ def SimpleHead(encoder, nf, classes):  # has to guess 32 x 32 pixels from one
         layers += [up(channels_in, nf), nn.ReLU(), nn.BatchNorm2d(nf)]
     return nn.Sequential(*layers, up(nf, classes))
 
-class UpBlock(nn.Module):  # twice as large: half of the channels come from a skip
+class UpBlock(nn.Module):  # x doubled, beside an earlier map: the skip
     def __init__(self, channels_in, nf, layer, channels_skip):
         super().__init__()
-        # A hook is a function that PyTorch calls each time `layer` has run: it keeps its output.
+        # A hook: PyTorch calls it each time `layer` has run. The output stays in skip.features.
         self.skip = SaveFeatures(layer)
         self.up = up(channels_in, nf // 2)
-        self.conv = nn.Conv2d(channels_skip, nf // 2, 1)
+        self.conv = nn.Conv2d(channels_skip, nf - nf // 2, 1)
         self.bn = nn.BatchNorm2d(nf)
 
     def forward(self, x):
-        skip = self.skip.features  # the encoder has just run, on the same photos
-        self.skip.features = None  # or their graph would stay in memory
+        skip = self.skip.features  # the encoder has just run on these photos
+        self.skip.features = None  # or its gradients would stay in memory
         return self.bn(F.relu(torch.cat([self.up(x), self.conv(skip)], dim=1)))
 
 def UNet(encoder, nf, classes):
-    """A simple head with skips across, from each map of the ResNet to the one of its size: the
-    deep maps know what is there, the early ones where it ends (Ronneberger 2015, but for convs)."""
-    return nn.Sequential(                       # layer4 512, H/32 ------+
+    """A simple head that also sees the ResNet's map of each size: deep maps know what is there,
+    early ones where it ends (Ronneberger 2015; here without 3 x 3 convolutions)."""
+    return nn.Sequential(                       # layer4 512, H/32 -----+
         UpBlock(512, nf, encoder.layer3, 256),  # layer3 256, H/16 --> nf, H/16
         UpBlock(nf, nf, encoder.layer2, 128),   # layer2 128, H/8  --> nf, H/8
         UpBlock(nf, nf, encoder.layer1, 64),    # layer1  64, H/4  --> nf, H/4
@@ -132,9 +131,9 @@ class Segmenter(nn.Module):  # (B, 3, H, W) in [0, 1] -> logits (B, classes, H, 
 
     def forward(self, x):
         H, W = x.shape[2:]
-        mean = x.new_tensor([0.485, 0.456, 0.406]).view(3, 1, 1)  # ImageNet's
+        mean = x.new_tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
         std = x.new_tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
-        x = F.pad((x - mean) / std, (0, -W % 32, 0, -H % 32), "replicate")  # five halvings
+        x = F.pad((x - mean) / std, (0, -W % 32, 0, -H % 32), "replicate")  # to n x 32
         return self.head(self.encoder(x))[..., :H, :W]
 
     @torch.no_grad()
@@ -158,17 +157,17 @@ def learning_rate(step, steps, lr):  # up a line, down a cosine
     warmup = min(1, step / min(50, steps / 10))  # Adam's averages need it
     return lr * warmup * (0.5 + 0.5 * math.cos(math.pi * (step - 1) / steps))
 
-def train(model, groups, path, steps, crops, val, args):  # groups: [(layers, highest rate)]
-    optimizer = torch.optim.Adam([{"params": part.parameters()} for part, _ in groups], fused=True)
+def train(model, rates, path, steps, crops, val, args):  # rates: [(layers, highest rate)]
+    optimizer = torch.optim.Adam([{"params": part.parameters()} for part, _ in rates], fused=True)
     numbers = range(steps * args.batch_size)
     batches = DataLoader(crops, args.batch_size, sampler=numbers, num_workers=args.workers)
     clock = time.time()
     for step, (x, y) in enumerate(batches, start=1):
         model.train()
-        # BatchNorm keeps the means of the many photos from which the encoder has learned.
+        # An encoder that has learned from many photos keeps its BatchNorms' means (eval mode).
         model.encoder.train(args.weights == "random" and not args.init)
         loss = pixel_loss(model(x.to(args.device)), y.to(args.device))
-        for group, (_, lr) in zip(optimizer.param_groups, groups, strict=True):
+        for group, (_, lr) in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = learning_rate(step, steps, lr)
         optimizer.zero_grad()
         loss.backward()
@@ -191,12 +190,12 @@ def train(model, groups, path, steps, crops, val, args):  # groups: [(layers, hi
 # %% 5. Metric and baseline: accuracy, IoU and Dice, beside one class everywhere
 def evaluate(method, pairs, classes):
     """{measure: value} of all pixels of all pairs together. method: photo -> class numbers."""
-    table = np.zeros(2 * [len(classes)])  # truth by prediction
+    table = np.zeros(2 * [len(classes)])
     for photo, mask in pairs:
         truth, pred = np.array(mask), method(photo)
         np.add.at(table, (truth[truth != VOID], pred[truth != VOID]), 1)
     both = table.diagonal()
-    areas = table.sum(0) + table.sum(1)  # of truth, and of prediction
+    areas = table.sum(0) + table.sum(1)  # both areas
     iou = both / (areas - both).clip(1)  # overlap over union
     dice = 2 * both / areas.clip(1)  # twice the overlap over both areas
     return {"accuracy": both.sum() / table.sum(), "mean IoU": iou[areas > 0].mean(),
@@ -214,7 +213,7 @@ def run(args, out):
     pairs, held_out = split(groups)
     val = [open_pair(*pair, args.size) for pair in held_out]
     crops = Crops(pairs, args.size, args.seed)
-    counts = sum(np.array(mask.histogram()) for _, mask in val)
+    counts = sum(np.array(open_pair(*pair, args.size)[1].histogram()) for pair in pairs)
     print(*(f"{name} {counts[n] / counts.sum():.1%}" for n, name in enumerate(classes)), sep=", ")
     check(not (out / "log.csv").exists(), f"{out} holds a run: move it away")
     out.mkdir(parents=True, exist_ok=True)
@@ -225,24 +224,24 @@ def run(args, out):
         model = Segmenter(head, args.nf, args.size, classes).to(args.device)
         # Early layers know edges and colours already: they learn slowly, the new head fast.
         lr = args.lr
-        groups = [(model.encoder[:6], lr / 100), (model.encoder[6:], lr / 10), (model.head, lr)]
+        rates = [(model.encoder[:6], lr / 100), (model.encoder[6:], lr / 10), (model.head, lr)]
         if args.init:
             load_checkpoint(args.init, model)
         elif args.weights == "random":
-            groups = [(model, lr)]
-        else:  # the head alone first, as its gradients are noise
+            rates = [(model, lr)]
+        else:  # the new head alone, or it would spoil the rest
             model.encoder.load_state_dict(load_resnet())
             model.encoder.requires_grad_(False)
-            train(model, groups[2:], out / f"{head}-frozen.pt", args.steps // 4, crops, val, args)
+            train(model, rates[2:], out / f"{head}-frozen.pt", args.steps // 4, crops, val, args)
             model.encoder.requires_grad_(True)
-        train(model, groups, out / f"{head}.pt", args.steps, crops, val, args)
+        train(model, rates, out / f"{head}.pt", args.steps, crops, val, args)
         methods[head] = model.predict
     baseline = {"commonest": lambda photo: np.full(photo.size[::-1], counts[:VOID].argmax())}
     compare(baseline | methods, val, classes)
     worst = min(val, key=lambda pair: evaluate(model.predict, [pair], classes)["mean IoU"])
     draw_figure(out / "figure.png", methods, [val[0], val[-1], worst], classes)
 
-def apply(model, paths, out):  # writes out/<stem>_mask.png
+def apply(model, paths, out):
     out.mkdir(parents=True, exist_ok=True)
     failed = []
     for path in paths:
@@ -256,9 +255,8 @@ def apply(model, paths, out):  # writes out/<stem>_mask.png
             failed.append(f"not segmented: {error}")
     check(not failed, "\n".join(failed))
 
-def paint(pred, truth):  # a palette for the numbers: errors red, void black
-    pred = np.where((pred != truth) & (truth != VOID), np.uint8(254), pred)
-    image = Image.fromarray(pred)
+def paint(pred, truth):  # errors red, void black
+    image = Image.fromarray(np.where((pred != truth) & (truth != VOID), np.uint8(254), pred))
     palette = [value for name in COLOURS * 24 for value in ImageColor.getrgb(name)]
     image.putpalette(palette[:762] + [255, 0, 0, 0, 0, 0])
     return image
@@ -276,7 +274,7 @@ def open_upright(path):
     except Exception as error:
         raise OSError(f"cannot read {path} as an image ({error})") from None
 
-def open_photo(path):  # RGB, on white
+def open_photo(path):  # on white
     photo = open_upright(path)
     check(photo.mode[0] not in "IF", f"{path} has more than 8 bits a channel")
     white = Image.new("RGBA", photo.size, "white")
@@ -286,15 +284,15 @@ def read_classes(folder):  # names, and {number in a mask: class}
     path = Path(folder, "classes.txt")
     if not path.exists():
         return ["background", "object"], {0: 0, 1: 1, 255: 1}
-    names = path.read_text("utf-8-sig").strip().splitlines()
+    names = [line.strip() for line in path.read_text("utf-8-sig").strip().splitlines()]
     classes = [*dict.fromkeys(name for name in names if name != "void")]
     numbers = [classes.index(name) if name in classes else VOID for name in names]
     return classes, dict(enumerate(numbers)) | {255: VOID}
 
 @lru_cache(maxsize=2000)
-def open_pair(photo_path, mask_path, size):  # short sides of size
+def open_pair(photo_path, mask_path, size):
     photo, mask = open_photo(photo_path), open_upright(mask_path)
-    check(photo.size == mask.size, f"{photo_path} and {mask_path} differ in size")
+    check(photo.size == mask.size, f"{mask_path} and its photo differ in size")
     check(mask.mode in ("1", "L", "P"), f"{mask_path}: mode {mask.mode}, not L or P")
     array = np.array(mask, np.uint8)
     numbers = read_classes(mask_path.parents[1])[1]
@@ -316,11 +314,11 @@ def find_pairs(folder):
     for (photos, name), path in files.items():
         if photos in FOLDERS:
             mask = files.get((FOLDERS[photos], name))
-            group = "val" if photos == "val" else name.rpartition("_")[0] or name
+            group = "val/" if photos == "val" else name.rpartition("_")[0] or name
             groups.setdefault(group if mask else None, []).append((path, mask))
     alone = [path.name for path, _ in groups.pop(None, [])]
     groups = groups if len(groups) > 1 else {pair: [pair] for pair in sum(groups.values(), [])}
-    print(f"{folder}: {len(groups)} groups; photos without a mask: {alone[:5] or 'none'}")
+    print(f"{folder}: {len(groups)} groups; {len(alone)} photos without a mask {alone[:5]}")
     check(len(groups) > 1, f"{folder}: no two photos with masks in {FOLDERS}")
     return read_classes(folder)[0], groups
 
@@ -331,11 +329,12 @@ def load_checkpoint(path, model=None):
         model.load_state_dict(checkpoint["model"])
     except Exception as error:
         raise SystemExit(f"{path} is no checkpoint for this: {error!r:.300}") from None
+    check(checkpoint["config"]["classes"] == model.config["classes"], f"{path}: other classes")
     return model
 
-def load_resnet():  # without its end
+def load_resnet():
     url = "https://download.pytorch.org/models/resnet18-f37072fd.pth"
-    socket.setdefaulttimeout(10)  # for firewalls that are silent
+    socket.setdefaulttimeout(10)  # or a firewall may be silent
     try:
         state = torch.hub.load_state_dict_from_url(url, check_hash=True, weights_only=True)
     except Exception as error:
@@ -382,7 +381,8 @@ def get_args(argv=None):
     add("--apply", nargs="+", metavar="PHOTO", help="only segment these")
     args = parser.parse_args(argv)
     least = min(args.size // 32, args.nf // 2, args.batch_size // 2, args.eval_every, args.steps)
-    check(least > 0, "at least 32 for --size, 2 for --nf, --batch-size, 1 for steps")
+    check(min(least - 1, args.seed, args.workers) >= 0 < args.lr,
+          "too small: --size takes 32, --nf and --batch-size 2")
     return args
 
 def main(argv=None):

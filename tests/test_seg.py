@@ -189,6 +189,11 @@ def test_any_size_comes_out_at_its_own_size(name, shape):
     assert model(torch.rand(shape)).shape == (shape[0], 6, *shape[2:])
 
 
+def test_an_odd_number_of_channels():
+    model = seg.Segmenter("unet", 5, 32, CLASSES)
+    assert model(torch.rand(2, 3, 32, 32)).shape == (2, 6, 32, 32)
+
+
 def test_a_unet_can_be_copied_after_a_step():
     model = seg.Segmenter("unet", 4, 32, CLASSES)
     seg.pixel_loss(model(torch.rand(2, 3, 32, 32)), torch.zeros(2, 32, 32).long()).backward()
@@ -341,7 +346,7 @@ def test_the_layouts_with_one_object(tmp_path, photos, masks, suffix, scale, cap
     assert [len(side) for side in seg.split(groups)] == [8, 4]
     for (_, mask), (_, _, wanted) in zip(read(root)[0], views(), strict=True):
         assert np.array_equal(mask, np.array(wanted) == 2)
-    assert "3 groups; photos without a mask: none" in capsys.readouterr().out
+    assert "3 groups; 0 photos without a mask" in capsys.readouterr().out
 
 
 def test_camvids_layout_has_its_own_val_and_a_void(tmp_path):
@@ -356,8 +361,16 @@ def test_camvids_layout_has_its_own_val_and_a_void(tmp_path):
     assert found == {0, 1, 2, 3, 4, seg.VOID}
 
 
+def test_a_group_may_be_called_val(tmp_path):
+    write(tmp_path, names=CLASSES)
+    for path in [*tmp_path.rglob("street00_*.png")]:
+        path.rename(path.with_name(path.name.replace("street00", "val")))
+    train, val = seg.split(seg.find_pairs(tmp_path)[1])
+    assert {photo.stem[:-2] for photo, _ in val} == {"street01"}  # the first of three names
+
+
 def test_void_may_stand_anywhere_and_names_may_repeat(tmp_path):
-    write(tmp_path, names=["void", "road", "house", "green", "green", "car"])
+    write(tmp_path, names=["void ", "road", "house", "green", "green", "car", ""])
     pairs, classes = read(tmp_path)
     assert classes == ["road", "house", "green", "car"]
     for (_, mask), (_, _, wanted) in zip(pairs, views(), strict=True):
@@ -438,6 +451,7 @@ def test_files_that_are_none_are_named(tmp_path, light, kind, words):
     with pytest.raises((SystemExit, OSError)) as stop:
         run("out", "--data", root)
     assert path.name in str(stop.value) and words in str(stop.value)
+    assert not Path("out").exists()  # found before the training
 
 
 def test_a_number_without_a_name_is_refused(tmp_path, light, capsys):
@@ -468,7 +482,7 @@ def test_photos_without_a_mask_are_named_and_other_files_left_out(data, capsys):
     (data / "images/lonely.png").write_bytes((data / "images/street00_0.png").read_bytes())
     (data / "masks/street00_1.png").unlink()
     assert len(read(data)[0]) == 11
-    assert "without a mask: ['lonely.png', 'street00_1.png']" in capsys.readouterr().out
+    assert "2 photos without a mask ['lonely.png', 'street00_1.png']" in capsys.readouterr().out
 
 
 def test_folders_that_do_not_serve(capsys, photos, tmp_path):
@@ -481,8 +495,9 @@ def test_folders_that_do_not_serve(capsys, photos, tmp_path):
 
 
 def test_flags_that_are_too_small_stop_with_a_sentence(capsys):
-    for flags in (["--batch-size", 1], ["--size", 20], ["--eval-every", 0], ["--nf", 1]):
-        assert "32 for --size, 2 for --nf" in fails(capsys, *TINY, *flags)
+    for flags in (["--batch-size", 1], ["--size", 20], ["--eval-every", 0], ["--nf", 1],
+                  ["--seed", -1], ["--workers", -1], ["--lr", -1], ["--lr", "nan"]):
+        assert "--size takes 32" in fails(capsys, *TINY, *flags)
 
 
 def test_checkpoints_that_are_none(trained, capsys):
@@ -492,6 +507,9 @@ def test_checkpoints_that_are_none(trained, capsys):
         assert f"{name} is no checkpoint for this" in fails(capsys, "--apply", "a", "--init", name)
     flags = [*TINY, "--data", "data", "--model", "simple", "--init", trained]
     assert "is no checkpoint for this" in fails(capsys, *flags, "--out", "out/more")
+    Path("data/classes.txt").write_text("\n".join(reversed(CLASSES)))
+    flags = [*TINY, "--data", "data", "--model", "unet", "--init", trained, "--out", "out/less"]
+    assert "other classes" in fails(capsys, *flags)
 
 
 @pytest.mark.parametrize("flag, value", [("--model", "vgg"), ("--steps", "many"),
