@@ -67,7 +67,7 @@ class BasicBlock(nn.Module):
         # x takes a shortcut: the convs learn only what to add, and gradients reach early layers.
         return F.relu(self.bn2(self.conv2(out)) + self.downsample(x))
 
-def resnet18():  # runs its parts in this order; torchvision's names
+def resnet18():  # its parts run in order; torchvision's names
     net = nn.Sequential()
     net.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)  # (B, 64, H/2, W/2)
     net.bn1 = nn.BatchNorm2d(64)
@@ -81,7 +81,7 @@ def resnet18():  # runs its parts in this order; torchvision's names
 
 def FCN(encoder, nf, classes):  # each cell 32 times larger (Long 2015)
     large = nn.ConvTranspose2d(classes, classes, 64, stride=32, padding=16)
-    tent = 1 - (torch.arange(64) - 31.5).abs() / 32  # at first, it interpolates
+    tent = 1 - (torch.arange(64) - 31.5).abs() / 32  # it interpolates
     large.weight.data = torch.outer(tent, tent) * torch.eye(classes)[..., None, None]
     return nn.Sequential(nn.Conv2d(512, classes, 1), large)
 
@@ -195,7 +195,7 @@ def evaluate(method, pairs, classes):
         truth, pred = np.array(mask), method(photo)
         np.add.at(table, (truth[truth != VOID], pred[truth != VOID]), 1)
     both = table.diagonal()
-    areas = table.sum(0) + table.sum(1)  # both areas
+    areas = table.sum(0) + table.sum(1)
     iou = both / (areas - both).clip(1)  # overlap over union
     dice = 2 * both / areas.clip(1)  # twice the overlap over both areas
     return {"accuracy": both.sum() / table.sum(), "mean IoU": iou[areas > 0].mean(),
@@ -274,7 +274,7 @@ def open_upright(path):
     except Exception as error:
         raise OSError(f"cannot read {path} as an image ({error})") from None
 
-def open_photo(path):  # on white
+def open_photo(path):
     photo = open_upright(path)
     check(photo.mode[0] not in "IF", f"{path} has more than 8 bits a channel")
     white = Image.new("RGBA", photo.size, "white")
@@ -284,7 +284,8 @@ def read_classes(folder):  # names, and {number in a mask: class}
     path = Path(folder, "classes.txt")
     if not path.exists():
         return ["background", "object"], {0: 0, 1: 1, 255: 1}
-    names = [line.strip() for line in path.read_text("utf-8-sig").strip().splitlines()]
+    names = [*map(str.strip, path.read_text("utf-8-sig", "replace").strip().split("\n"))]
+    check(len(names) < 255 and all(names), f"{path}: a line is empty, or too many")
     classes = [*dict.fromkeys(name for name in names if name != "void")]
     numbers = [classes.index(name) if name in classes else VOID for name in names]
     return classes, dict(enumerate(numbers)) | {255: VOID}
@@ -318,7 +319,7 @@ def find_pairs(folder):
             groups.setdefault(group if mask else None, []).append((path, mask))
     alone = [path.name for path, _ in groups.pop(None, [])]
     groups = groups if len(groups) > 1 else {pair: [pair] for pair in sum(groups.values(), [])}
-    print(f"{folder}: {len(groups)} groups; {len(alone)} photos without a mask {alone[:5]}")
+    print(f"{folder}: {len(groups)} groups; {len(alone)} photos without a mask", *alone[:5])
     check(len(groups) > 1, f"{folder}: no two photos with masks in {FOLDERS}")
     return read_classes(folder)[0], groups
 
@@ -334,7 +335,7 @@ def load_checkpoint(path, model=None):
 
 def load_resnet():
     url = "https://download.pytorch.org/models/resnet18-f37072fd.pth"
-    socket.setdefaulttimeout(10)  # or a firewall may be silent
+    socket.setdefaulttimeout(10)  # firewalls may be silent
     try:
         state = torch.hub.load_state_dict_from_url(url, check_hash=True, weights_only=True)
     except Exception as error:
@@ -381,8 +382,7 @@ def get_args(argv=None):
     add("--apply", nargs="+", metavar="PHOTO", help="only segment these")
     args = parser.parse_args(argv)
     least = min(args.size // 32, args.nf // 2, args.batch_size // 2, args.eval_every, args.steps)
-    check(min(least - 1, args.seed, args.workers) >= 0 < args.lr,
-          "too small: --size takes 32, --nf and --batch-size 2")
+    check(min(least - 1, args.seed, args.workers) >= 0 < args.lr, "a flag is too low (--size 32)")
     return args
 
 def main(argv=None):
