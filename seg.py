@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from common import SaveFeatures
 
 # %% 1. Data: photos, and masks with the number of a class at each pixel
-VOID = 255  # nobody knows: neither learned nor counted
+VOID = 255  # unknown: not learned, not counted
 COLOURS = "lightsteelblue orchid sandybrown green gold blue cyan sienna pink olive teal".split()
 
 def to_tensor(image):  # RGB Pillow image -> (3, H, W) float in [0, 1]
@@ -69,10 +69,10 @@ class BasicBlock(nn.Module):
 
 def resnet18():  # its parts run in order; torchvision's names
     net = nn.Sequential()
-    net.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)  # (B, 64, H/2, W/2)
+    net.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)  # (64, H/2, W/2)
     net.bn1 = nn.BatchNorm2d(64)
     net.relu = nn.ReLU()
-    net.maxpool = nn.MaxPool2d(3, stride=2, padding=1)  # (B, 64, H/4, W/4)
+    net.maxpool = nn.MaxPool2d(3, stride=2, padding=1)  # (64, H/4, W/4)
     net.layer1 = nn.Sequential(BasicBlock(64, 64), BasicBlock(64, 64))
     net.layer2 = nn.Sequential(BasicBlock(64, 128, 2), BasicBlock(128, 128))
     net.layer3 = nn.Sequential(BasicBlock(128, 256, 2), BasicBlock(256, 256))
@@ -215,7 +215,7 @@ def run(args, out):
     crops = Crops(pairs, args.size, args.seed)
     counts = sum(np.array(open_pair(*pair, args.size)[1].histogram()) for pair in pairs)
     print(*(f"{name} {counts[n] / counts.sum():.1%}" for n, name in enumerate(classes)), sep=", ")
-    check(not (out / "log.csv").exists(), f"{out} holds a run: move it away")
+    check(not [*out.glob("*.[cp][st]*")], f"{out} holds files: move them")
     out.mkdir(parents=True, exist_ok=True)
     draw_figure(out / "data.png", {}, [val[0], val[-1]], classes)
     methods = {}
@@ -298,9 +298,9 @@ def open_pair(photo_path, mask_path, size):
     array = np.array(mask, np.uint8)
     numbers = read_classes(mask_path.parents[1])[1]
     found = np.unique(array).tolist()
-    doubt = len(found) > 2 or mask.mode == "P" and sum(mask.getpalette()[:3]) > 382
-    fits = {*found} <= {*numbers} and not (numbers[255] == 1 and doubt)
-    check(fits, f"{mask_path} holds {found}: give each a name in classes.txt")
+    odd = len(found) > 2 or mask.mode == "P" and sum(mask.getpalette()[:3]) > 382
+    odd = found == [0, 255] if numbers[255] == VOID else odd
+    check({*found} <= {*numbers} and not odd, f"{mask_path} holds {found}: see classes.txt")
     mask = Image.fromarray(np.uint8([numbers.get(n, VOID) for n in range(256)])[array])
     photo = ImageOps.cover(photo, (size, size), Image.BILINEAR)
     return photo, mask.resize(photo.size, Image.NEAREST)

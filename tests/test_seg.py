@@ -456,7 +456,7 @@ def test_files_that_are_none_are_named(tmp_path, light, kind, words):
 
 def test_a_number_without_a_name_is_refused(tmp_path, light, capsys):
     root = write(tmp_path / "a", names=CLASSES[:5])
-    assert "[0, 1, 2, 3, 4, 5]: give each a name" in fails(capsys, *TINY, "--data", root)
+    assert "[0, 1, 2, 3, 4, 5]: see classes.txt" in fails(capsys, *TINY, "--data", root)
 
 
 @pytest.mark.parametrize("names", [["sky", "", *CLASSES[1:]], [f"{n}" for n in range(300)]])
@@ -469,6 +469,19 @@ def test_names_of_another_encoding_do_not_stop_the_run(tmp_path, light):
     root = write(tmp_path / "a", names=CLASSES)
     (root / "classes.txt").write_bytes("\n".join(["h\xe4user", *CLASSES[1:]]).encode("cp1252"))
     assert len(read(root)[1]) == 6
+
+
+def test_black_and_white_beside_two_names_is_no_void(tmp_path, light, capsys):
+    root = write(tmp_path / "a", scale=255)
+    (root / "classes.txt").write_text("background\nhouse\n")
+    assert "holds [0, 255]" in fails(capsys, *TINY, "--data", root)
+
+
+def test_a_net_of_the_users_is_not_overwritten(data, capsys):
+    Path("mine").mkdir()
+    Path("mine/unet.pt").write_bytes(b"mine")
+    assert "mine holds files" in fails(capsys, *TINY, "--data", data, "--out", "mine")
+    assert Path("mine/unet.pt").read_bytes() == b"mine"
 
 
 def test_a_transparent_photo_lies_on_white(tmp_path):
@@ -687,7 +700,7 @@ def test_a_run_from_the_first_line_to_the_figure(data, capsys):
 def test_an_earlier_run_is_not_overwritten(data, capsys):
     run("out", "--data", data, "--model", "simple")
     before = Path("out/simple.pt").read_bytes()
-    assert "out holds a run" in fails(capsys, "--out", "out", *TINY, "--data", data)
+    assert "out holds files" in fails(capsys, "--out", "out", *TINY, "--data", data)
     assert Path("out/simple.pt").read_bytes() == before
 
 
