@@ -55,7 +55,7 @@ def step(loss_fn, optimizer):
 
 
 def sr_steps(batch, size, device):
-    """One step with the feature loss: as sr.py takes it, and as the lesson's recipe reads.
+    """One step with the feature loss: as sr.py takes it, and as the course's recipe reads.
 
     The plain recipe: contiguous layout, VGG16 run to its end, targets without no_grad.
     """
@@ -84,7 +84,7 @@ def bench_sr(device):
     batch, size = 8, 96
     ours, plain = sr_steps(batch, size, device)
     fast, slow = medians(ours, plain)
-    row("sr: training step, images/s (lesson's recipe)", f"{batch / fast:.1f}",
+    row("sr: training step, images/s (course's recipe)", f"{batch / fast:.1f}",
         f"{batch / slow:.1f}", f"{slow / fast:.1f} x")
 
     with FlopCounterMode(display=False) as counter:

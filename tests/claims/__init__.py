@@ -1,4 +1,4 @@
-"""What the lesson and its papers claim, measured: python tests/claims [name ...]
+"""What the course and its papers claim, measured: python tests/claims [name ...]
 
 A short experiment a claim, with the scripts' own data, nets and losses, against a control that
 differs in one thing. A file a lesson; lab.py holds what they share, report.py judges and prints.

@@ -21,7 +21,7 @@ import sr
 from claims import ROOT, lab, segmentation, style_transfer, super_resolution
 
 SOURCES = (super_resolution.CLAIMS | style_transfer.CLAIMS | segmentation.CLAIMS |
-           super_resolution.LATER)
+           super_resolution.LATER | segmentation.LATER)
 CLAIMS = {function.__name__: function for function in SOURCES}
 
 
@@ -91,7 +91,7 @@ def run(name, sets, seeds):
 
 
 def get_args(argv=None):
-    parser = argparse.ArgumentParser(description="What the lesson claims, measured.")
+    parser = argparse.ArgumentParser(description="What the course claims, measured.")
     parser.add_argument("names", nargs="*", metavar="name", help=f"of {' '.join(CLAIMS)}")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each experiment")
     parser.add_argument("--fraction", type=float, default=1,

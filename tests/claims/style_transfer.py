@@ -101,13 +101,14 @@ def border(net, data):
 
 
 def padding(data, seed):
-    """Zero padding marks the borders of a stylised photo more than reflect and crop do"""
+    """Zeros mark the borders of a stylised photo more than reflection, and that more than crops"""
     # With batch norm, which in use looks at no pixel, and so not at a border either.
     zeros, reflect, crop = (border(trained(data.real, kind, "batch", seed)[0], data)
                             for kind in ("zeros", "reflect", "crop"))
     what = "error of the outer 8 px in grey levels"
     return {f"{what}: reflect / zeros": (reflect, zeros, "lower"),
-            f"{what}: crop / zeros": (crop, zeros, "lower")}
+            f"{what}: crop / zeros": (crop, zeros, "lower"),
+            f"{what}: crop / reflect": (crop, reflect, "lower")}
 
 
 def instance_norm(data, seed):
