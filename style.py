@@ -51,13 +51,13 @@ class Crops(Dataset):
 # relu2_2, so that one knows the photo again after minutes of training. Style is compared in the
 # last layers before the first four pools. They see 5, 14, 40 and 92 pixels: strokes of all widths.
 def relative(x, y):
-    """||x - y||^2 / ||y||^2 of each item, (B,). 0: equal; 1: as far off as all zeros would be.
-    The papers do not divide: there, the layer with the largest numbers outweighs the others."""
+    """||x - y||^2 / ||y||^2 of each item, (B,). 0: equal; 1: as far off as features of zero.
+    The papers divide by sizes alone: there, a layer with large numbers outweighs the others."""
     return (x - y).square().flatten(1).sum(1) / y.square().flatten(1).sum(1)
 
 class PerceptualLoss:
     """perceptual(out, perceptual.content(photos)) -> {"content", "style", "variation", "total"},
-    (B,) each, times its weight: at the default of 5, a style of 5 is as far off as all zeros.
+    (B,) each, times its weight: at the default of 5, a style of 5 is as far off as Grams of zero.
     out, photos: (B, 3, H, W) in [0, 1]; painting: (1, 3, h, w). ValueError for unknown layers."""
 
     def __init__(self, painting, args):
@@ -124,7 +124,7 @@ def conv_norm(channels_in, channels_out, kernel=3, stride=1):
                      padding_mode="reflect", bias=False)
     return nn.Sequential(conv, nn.InstanceNorm2d(channels_out, affine=True))
 
-class ResBlock(nn.Sequential):  # shapes pass by; the layers learn the change (Gross, Wilber 2016)
+class ResBlock(nn.Sequential):  # x passes by; the layers learn the change (Gross, Wilber 2016)
     def forward(self, x):
         return x + super().forward(x)
 
@@ -213,8 +213,8 @@ def compare(name, photo, model, perceptual, log, args):
     if args.steps or args.init:
         parts = evaluate(model, perceptual, [photo])
         report(log, "network", name, args.steps, parts)
-        behind = sum(total > parts["total"] for total in totals[1:])
-        print(f"the network is ahead of {behind} of {args.optimize_steps} optimiser's steps")
+        beaten = sum(total > parts["total"] for total in totals[1:])
+        print(f"the network is ahead of {beaten} of {args.optimize_steps} optimiser's steps")
         images["network"] = model(photo).detach()
     return {title: to_image(image[0]) for title, image in images.items()}
 

@@ -123,14 +123,16 @@ def run(folder, *command):
     return done.stdout
 
 
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+
+
 def run_two_ranks(folder):
     """sr.py in two processes on folder/data, into folder/two; returns what it prints."""
     write_photos(folder / "data")
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     flags = ["--data", "data", *TINY, "--feature-steps", "2"]
-    run(folder, *torchrun, f"{ROOT}/sr.py", "--out", "x2", *flags, "--scale", "2", "--steps", "2")
-    return run(folder, *torchrun, f"{ROOT}/sr.py", "--out", "two", *flags) + run(
-        folder, *torchrun, f"{ROOT}/sr.py", "--out", "frozen", *flags, "--init", "x2/pixel.pt",
+    run(folder, *TORCHRUN, f"{ROOT}/sr.py", "--out", "x2", *flags, "--scale", "2", "--steps", "2")
+    return run(folder, *TORCHRUN, f"{ROOT}/sr.py", "--out", "two", *flags) + run(
+        folder, *TORCHRUN, f"{ROOT}/sr.py", "--out", "frozen", *flags, "--init", "x2/pixel.pt",
         "--freeze")
 
 
@@ -138,6 +140,7 @@ def run_two_ranks(folder):
 # this order, and the tests that read what they print come last.
 RUNS = {
     "sr": run_two_ranks,
+    "exercises": lambda folder: run(folder, *TORCHRUN, f"{ROOT}/tests/test_exercises.py"),
     "readme": lambda folder: run(folder, f"{ROOT}/tests/test_readme.py", f"{folder}"),
     "claims": lambda folder: run(folder, f"{ROOT}/tests/test_claims.py")}
 

@@ -17,7 +17,7 @@ import pytest
 import test_seg
 import torch
 import torch.nn.functional as F
-from conftest import PHOTOS, ROOT, run, small_photos, write
+from conftest import PHOTOS, ROOT, small_photos, write
 from PIL import Image, ImageStat
 from torch import nn
 
@@ -241,11 +241,9 @@ def test_gradients_are_means_and_crops_are_shared(monkeypatch):
         torch.testing.assert_close(shared.grad, 3 * alone.grad)
 
 
-def test_two_processes_hold_the_same_weights_and_learn_as_one(restored):
-    printed = run(Path(), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-                  str(Path(__file__)))
-    assert printed.count("2 processes, the same weights in all: True") == 1  # process 0 alone
-    assert printed.count("of other weights: False") == 2
+def test_two_processes_hold_the_same_weights_and_learn_as_one(two_ranks, restored):
+    assert two_ranks.count("2 processes, the same weights in all: True") == 1  # process 0 alone
+    assert two_ranks.count("of other weights: False") == 2
     first, second = (torch.load(f"rank{rank}.pt", weights_only=True) for rank in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert [*Path("out/exercises").iterdir()] == [Path("out/exercises/torchrun_style")]
