@@ -5,7 +5,7 @@
     python seg.py --apply photo.jpg --init out/seg/unet.pt              the classes in a photo
 
 A ResNet sees what is in a photo, but its map of that is 32 times smaller. A head enlarges it: the
-FCN at once, the simple head in five steps, the U-Net in five that also look at earlier maps.
+FCN at once, the simple head in five steps, the U-Net in five, of which four see earlier maps.
 """
 import argparse
 import math
@@ -81,7 +81,7 @@ def resnet18():  # its parts run in order; torchvision's names
 
 def FCN(encoder, nf, classes):  # each cell 32 times larger (Long 2015)
     large = nn.ConvTranspose2d(classes, classes, 64, stride=32, padding=16)
-    tent = 1 - (torch.arange(64) - 31.5).abs() / 32  # it interpolates
+    tent = 1 - (torch.arange(64) - 31.5).abs() / 32  # bilinear
     large.weight.data = torch.outer(tent, tent) * torch.eye(classes)[..., None, None]
     return nn.Sequential(nn.Conv2d(512, classes, 1), large)
 
@@ -108,7 +108,7 @@ class UpBlock(nn.Module):  # x doubled, beside an earlier map: the skip
 
     def forward(self, x):
         skip = self.skip.features  # the encoder has just run on these photos
-        self.skip.features = None  # or its gradients would stay in memory
+        self.skip.features = None  # or its graph would stay in memory
         return self.bn(F.relu(torch.cat([self.up(x), self.conv(skip)], dim=1)))
 
 def UNet(encoder, nf, classes):
@@ -133,7 +133,7 @@ class Segmenter(nn.Module):  # (B, 3, H, W) in [0, 1] -> logits (B, classes, H, 
         H, W = x.shape[2:]
         mean = x.new_tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
         std = x.new_tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
-        x = F.pad((x - mean) / std, (0, -W % 32, 0, -H % 32), "replicate")  # to n x 32
+        x = F.pad((x - mean) / std, (0, -W % 32, 0, -H % 32), "replicate")  # 70 -> 96
         return self.head(self.encoder(x))[..., :H, :W]
 
     @torch.no_grad()
@@ -194,11 +194,11 @@ def evaluate(method, pairs, classes):
     for photo, mask in pairs:
         truth, pred = np.array(mask), method(photo)
         np.add.at(table, (truth[truth != VOID], pred[truth != VOID]), 1)
-    both = table.diagonal()
+    hits = table.diagonal()
     areas = table.sum(0) + table.sum(1)
-    iou = both / (areas - both).clip(1)  # overlap over union
-    dice = 2 * both / areas.clip(1)  # twice the overlap over both areas
-    return {"accuracy": both.sum() / table.sum(), "mean IoU": iou[areas > 0].mean(),
+    iou = hits / (areas - hits).clip(1)  # overlap over union
+    dice = 2 * hits / np.where(areas, areas, np.nan)  # twice it over both areas
+    return {"accuracy": hits.sum() / table.sum(), "mean IoU": iou[areas > 0].mean(),
             **{f"Dice of {name}": dice[n] for n, name in enumerate(classes)}}
 
 def compare(methods, pairs, classes):  # a column each

@@ -258,6 +258,7 @@ def test_a_class_that_does_not_occur_has_no_part_in_the_mean():
     pairs = [(Image.new("RGB", (4, 4)), Image.new("L", (4, 4)))]
     scores = seg.evaluate(lambda photo: np.zeros((4, 4), np.uint8), pairs, ["a", "b"])
     assert scores["mean IoU"] == scores["accuracy"] == scores["Dice of a"] == 1
+    assert np.isnan(scores["Dice of b"])
     scores = seg.evaluate(lambda photo: np.ones((4, 4), np.uint8), pairs, ["a", "b"])
     assert scores["mean IoU"] == scores["accuracy"] == 0  # predicted, so it occurs
 
