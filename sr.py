@@ -102,11 +102,11 @@ class SrResnet(nn.Module):
 
 # %% 3. Loss: pixels, then features (Johnson et al. 2016, eq. 2)
 # Where exactly does an edge run? The small picture does not say: a pixel beside it is 0 or 1,
-# equally likely. Guess 0 or 1, and the squared error is 0.5 on average; guess grey, and it is
-# 0.25: blur wins. The absolute error, F.l1_loss, is 0.5 for all three: nothing asks for an edge.
-# VGG does: its channels answer to an edge wherever it runs, and to a soft one less. (The first
-# block of a ResNet sees a picture shrunk fourfold.) Compared are the last layers before the
-# first three pools, as in the course; they see 5, 14, 40 pixels. Deeper ones lose the place.
+# equally likely. Guess 0 or 1: the squared error is 0.5 on average; guess grey: 0.25. So blur
+# wins (though nets trained with it were sharper here, claim 20). The absolute error, F.l1_loss,
+# is 0.5 for all. VGG asks for an edge: its channels answer to one wherever it runs, and less to
+# a soft one. (A ResNet's first block sees it shrunk fourfold.) Compared are the last layers before
+# three pools, as in the course. They see 5, 14, 40 pixels; deeper ones lose the place.
 FEATURE_WEIGHTS = {"relu1_2": 0.2, "relu2_2": 0.7, "relu3_3": 0.1}
 
 def feature_loss(vgg, out, high, tv=0, pixel_weight=0.8):
