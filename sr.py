@@ -140,7 +140,7 @@ def train(model, loss_fn, path, steps, lr, crops, pairs, args):
               f"--resume takes the flags of {path}")
         optimizer.load_state_dict(checkpoint["optimizer"])
         start = checkpoint["step"]
-    # torchrun starts WORLD copies of this script: each takes its part, gradients are averaged
+    # torchrun runs WORLD copies; gradients are averaged. net's keys begin with module.: save model
     net = nn.parallel.DistributedDataParallel(model) if WORLD > 1 else model
     batch = args.batch_size * WORLD
     numbers = range(start * batch + RANK, steps * batch, WORLD)

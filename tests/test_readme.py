@@ -16,12 +16,13 @@ from conftest import ROOT, write_photos
 from PIL import Image
 
 README = (ROOT / "README.md").read_text()
+RESULTS = (ROOT / "tests/RESULTS.md").read_text()
 RUNS = r"\b(sr|style|seg)\.py\b"
 
 
-def commands():
+def commands(text=README):
     """Those of the scripts, each once: lines of shell blocks, and `python ...` in the text."""
-    spans = re.findall(r"```sh\n(.*?)```|`((?:python|torchrun) [^`\n]*)`", README, re.S)
+    spans = re.findall(r"```sh\n(.*?)```|`((?:python|torchrun) [^`\n]*)`", text, re.S)
     lines = "\n".join(a or b for a, b in spans).replace("\\\n", " ").splitlines()
     parts = [part.strip() for line in lines for part in line.split("#")[0].split("&&")]
     return [*dict.fromkeys(part for part in parts if re.search(RUNS, part))]
@@ -34,7 +35,7 @@ def split(command):
     return importlib.import_module(words[script][:-3]), words[script + 1:]
 
 
-@pytest.mark.parametrize("command", commands())
+@pytest.mark.parametrize("command", commands() + commands(RESULTS))
 def test_every_command_parses(command):
     module, argv = split(command)
     if "--help" not in argv:
