@@ -40,7 +40,7 @@ def to_tensor(image):  # RGB Pillow image -> (3, H, W) float in [0, 1]
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 
 class Crops(Dataset):
-    """Pairs of tensors, without end. Number n is random, but follows from (seed, n) alone."""
+    """Pairs of tensors, without end. Pair n is random, but follows from (seed, n) alone."""
 
     def __init__(self, paths, size, scale, seed=0):
         self.paths, self.size, self.scale, self.seed = paths, size, scale, seed
@@ -77,7 +77,7 @@ class SrResnet(nn.Module):
         super().__init__()
         self.scale = scale
         self.config = {"scale": scale, "nf": nf, "blocks": blocks}
-        # How far an output sees in low: 1 by each conv, 1 by all behind a shuffle (1/2 + 1/4)
+        # Pixels of low seen on each side: 1 per conv, 1 for all past a shuffle (1/2 + 1/4)
         self.margin = 2 * blocks + 4
         middle = [ResBlock(conv(nf, nf), nn.ReLU(), conv(nf, nf)) for _ in range(blocks)]
         self.body = nn.Sequential(conv(3, nf), *middle, conv(nf, nf))
@@ -110,7 +110,7 @@ class SrResnet(nn.Module):
 FEATURE_WEIGHTS = {"relu1_2": 0.2, "relu2_2": 0.7, "relu3_3": 0.1}
 
 def feature_loss(vgg, out, high, tv=0, pixel_weight=0.8):
-    """Of pixels (course: 1/100; more saves dB), VGG, variation; (B, 3, H, W) in [0, 1]."""
+    """Pixels (course: 1/100; more saves dB) + VGG + variation; (B, 3, H, W) in [0, 1]."""
     with torch.no_grad():  # the truth is given: nothing to learn
         targets = vgg(high)
     loss = pixel_weight * F.l1_loss(out, high)
@@ -171,7 +171,7 @@ def train(model, loss_fn, path, steps, lr, crops, pairs, args):
 
 # %% 5. Metric and baseline: PSNR, SSIM and sharpness, beside bicubic interpolation
 def measure(image, truth, border):
-    """(3,): PSNR in dB, SSIM, sharpness; as in papers of brightness, without the border."""
+    """(3,): PSNR in dB, SSIM, sharpness; of brightness as in papers, without the border."""
     rgb = torch.stack([to_tensor(image), to_tensor(truth)])[..., border:-border, border:-border]
     weights = torch.tensor([65.481, 128.553, 24.966]).view(3, 1, 1)  # BT.601
     x, y = 16 + (rgb * weights).sum(1)[:, None, None]  # (1, 1, H, W) each
@@ -211,7 +211,7 @@ def run(args, out):
     model.to(args.device, memory_format=layout)  # mps: wrong gradients
     vgg = VGGFeatures(FEATURE_WEIGHTS, args.weights).to(args.device, memory_format=layout)
     photos = find_photos(args.data, out, least=4)
-    every = min(20, (len(photos) + 1) // 2)  # one in twenty is held out
+    every = min(20, (len(photos) + 1) // 2)  # 1 in `every` is held out
     held_out = [open_small(path, 64) for path in photos[every // 2::every][:100]]
     pairs = [make_pair(photo, args.scale, side=256) for photo in held_out]
     del photos[every // 2::every]
