@@ -90,7 +90,7 @@ class SrResnet(nn.Module):
             icnr_(wide.weight)
             self.upsample.extend([wide, nn.PixelShuffle(2)])
         self.tail = conv(nf, 3, bias=False)
-        nn.init.zeros_(self.tail.weight)  # untrained, it is exactly bicubic
+        nn.init.zeros_(self.tail.weight)  # untrained, it is bicubic
 
     def forward(self, x):
         out = self.body(x)        # (B, nf, h, w)
